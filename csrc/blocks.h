@@ -1,0 +1,159 @@
+// One pass over a row: per block of 1024 tokens, the maximum, sum of exponentials and sum of y * exponential.
+//
+// Every element is loaded once. All tokens of a row are shifted by one reference, taken from its first finite values, so
+// that no second pass waits for a maximum; a block more than 60 octaves away from it is redone with its own.
+#pragma once
+
+#include "elements.h"
+#include "parallel.h"
+
+DRIFTMAX_BEGIN
+
+constexpr int64_t kBlock = 1024;
+inline int64_t blocks_of(int64_t vocab) { return (vocab + kBlock - 1) / kBlock; }
+
+struct Block {
+    float sum;        // of 2^(y - (reference - row reference))
+    float weighted;   // of y * that, y relative to `reference` as well
+    float top;        // max of y relative to the row's reference; -inf where the block is empty
+    float reference;  // an integer
+};
+
+struct Scan {
+    Scale scale;  // its reference is the row's
+    Block* blocks;
+    float* lane_tops = nullptr;  // [blocks, 16] maxima of the lanes, relative to the row's reference; optional
+    int64_t count;
+};
+
+// ln sum, entropy and maximum of the tokens scanned.
+struct Total {
+    float reference;  // base 2 exponent, an integer
+    double sum;       // of 2^(l * scale - reference)
+    double weighted;
+    float top;        // max y relative to the row's reference
+};
+
+template <typename E> float first_finite(const typename E::raw* row, int64_t vocab, const Scale& scale) {
+    for (int64_t i = 0; i < vocab; i += 16) {
+        f32x16 y = E::scaled(vocab - i >= 16 ? E::load(row + i) : load_part<E>(row + i, vocab - i), scale);
+        float top = max16(y);
+        if (top > -kInfF) return top;
+    }
+    return -kInfF;
+}
+
+// The row's reference: the integer nearest to y of the first tokens that are not -inf. NaN and infinities give 0: the scan
+// finds and reports them.
+template <typename E> Scale row_scale(const typename E::raw* row, int64_t vocab, double temperature) {
+    Scale scale(temperature);
+    float y = first_finite<E>(row, vocab, scale);
+    if (y > -0x1p127f && y < 0x1p127f) scale.reference = std::nearbyint(y);
+    return scale;
+}
+
+struct Sums {
+    f32x16 sum, weighted, top;
+};
+
+inline void accumulate(Sums& s, f32x16 y) {
+    s.top = max(s.top, y);
+    f32x16 clamped = max(splat(-126.0f), y);  // keeps NaN
+    f32x16 e = exp2_16(clamped);
+    s.sum = s.sum + e;
+    s.weighted = fma(clamped, e, s.weighted);
+}
+
+// Sums of 256 elements are added up apart, so that rounding grows with 16 + 4 terms a lane instead of 64.
+template <typename E> Sums block_sums(const typename E::raw* p, int64_t n, const Scale& scale) {
+    Sums total{splat(0), splat(0), splat(-kInfF)};
+    int64_t i = 0;
+    for (; i + 256 <= n; i += 256) {
+        Sums s{splat(0), splat(0), total.top};
+        for (int64_t j = i; j < i + 256; j += 16) {
+            __builtin_prefetch(reinterpret_cast<const char*>(p + j) + 2048);
+            accumulate(s, E::scaled(E::load(p + j), scale));
+        }
+        total.sum = total.sum + s.sum;
+        total.weighted = total.weighted + s.weighted;
+        total.top = s.top;
+    }
+    Sums s{splat(0), splat(0), total.top};
+    for (; i + 16 <= n; i += 16) accumulate(s, E::scaled(E::load(p + i), scale));
+    if (i < n) accumulate(s, E::scaled(load_part<E>(p + i, n - i), scale));
+    return {total.sum + s.sum, total.weighted + s.weighted, s.top};
+}
+
+template <typename E> Block scan_block(const typename E::raw* p, int64_t n, Scale scale, float* lane_tops) {
+    Sums s = block_sums<E>(p, n, scale);
+    Block b{sum16(s.sum), sum16(s.weighted), max16(s.top), scale.reference};
+    if (lane_tops) store16(lane_tops, s.top);
+    if (b.top == -kInfF && b.weighted == b.weighted) b.sum = b.weighted = 0.0f;
+    else if ((b.top > 60.0f || b.top < -60.0f) && b.top < kInfF) {
+        scale.reference = b.reference = scale.reference + std::nearbyint(b.top);
+        s = block_sums<E>(p, n, scale);
+        b.sum = sum16(s.sum);
+        b.weighted = sum16(s.weighted);
+    }
+    return b;
+}
+
+// Scan of a whole row; `threads` > 1 splits it over the pool.
+template <typename E> void scan_row(const typename E::raw* row, int64_t vocab, const Scan& scan, int threads) {
+    auto body = [&](int64_t b, int64_t end, int) {
+        for (; b < end; ++b) {
+            int64_t begin = b * kBlock, n = vocab - begin < kBlock ? vocab - begin : kBlock;
+            scan.blocks[b] = scan_block<E>(row + begin, n, scan.scale, scan.lane_tops ? scan.lane_tops + 16 * b : nullptr);
+        }
+    };
+    if (threads <= 1) body(0, scan.count, 0);
+    else parallel_for(scan.count, 8, threads, body);
+}
+
+// 2^k exactly, 0 below the range of double.
+inline double pow2(float k) {
+    if (k < -1022.0f) return 0.0;
+    if (k > 1023.0f) return kInf;
+    return bit_cast_to<double>(static_cast<uint64_t>(static_cast<int64_t>(k) + 1023) << 52);
+}
+
+inline double block_mass(const Block& b, float reference) { return static_cast<double>(b.sum) * pow2(b.reference - reference); }
+
+// Totals relative to the largest reference, so that nothing overflows.
+inline Total total_of(const Scan& scan) {
+    Total t{-kInfF, 0.0, 0.0, -kInfF};
+    for (int64_t b = 0; b < scan.count; ++b) {
+        const Block& x = scan.blocks[b];
+        if (x.top > t.top) t.top = x.top;
+        if (x.sum > 0 && x.reference > t.reference) t.reference = x.reference;
+    }
+    for (int64_t b = 0; b < scan.count; ++b) {
+        const Block& x = scan.blocks[b];
+        if (!(x.sum > 0)) continue;
+        double scale = pow2(x.reference - t.reference), gap = static_cast<double>(x.reference) - t.reference;
+        t.sum += static_cast<double>(x.sum) * scale;
+        t.weighted += (static_cast<double>(x.weighted) + gap * x.sum) * scale;
+    }
+    return t;
+}
+
+// Did the scan meet what it cannot handle: NaN, +inf, or finite values whose y overflows?
+inline bool scan_is_finite(const Scan& scan) {
+    for (int64_t b = 0; b < scan.count; ++b) {
+        const Block& x = scan.blocks[b];
+        if (!(x.top < kInfF) || !(x.weighted - x.weighted == 0.0f) || !(x.sum - x.sum == 0.0f)) return false;
+    }
+    return true;
+}
+
+// NaN or +inf in the row itself.
+template <typename E> StatusCode check_values(const typename E::raw* row, int64_t vocab) {
+    for (int64_t i = 0; i < vocab; ++i) {
+        auto v = E::get(row + i);
+        if (v != v) return kNaN;
+        if (v == std::numeric_limits<typename E::value>::infinity()) return kInfinite;
+    }
+    return kOk;
+}
+
+DRIFTMAX_END

@@ -1,0 +1,101 @@
+#include "fill.h"
+
+#include "parallel.h"
+#include "philox.h"
+#include "vector_math.h"
+
+DRIFTMAX_BEGIN
+namespace {
+
+constexpr int64_t kChunk = 1024;  // elements made at a time: their words stay in the first-level cache
+
+struct Chunk {
+    alignas(64) uint32_t hi[kChunk], lo[kChunk];
+};
+
+// The loops below are plain so that the compiler vectorises them; each writes n <= kChunk values, and makes whole chunks.
+template <typename F> void transform(int kind, const Chunk& c, F* out) {
+    switch (kind) {
+        case kUniform:
+            for (int64_t i = 0; i < kChunk; ++i) out[i] = uniform(c.hi[i], c.lo[i], F());
+            break;
+        case kExponential:
+            for (int64_t i = 0; i < kChunk; ++i) out[i] = exponential<F>(c.hi[i], c.lo[i]);
+            break;
+        case kGumbel:
+            for (int64_t i = 0; i < kChunk; ++i) out[i] = gumbel<F>(c.hi[i], c.lo[i]);
+            break;
+        default:
+            for (int64_t i = 0; i < kChunk; i += 2)
+                box_muller<F>(c.hi[i], c.lo[i], c.hi[i + 1], c.lo[i + 1], out[i], out[i + 1]);
+    }
+}
+
+// Values [begin, begin + n) of one stream; begin is a multiple of kChunk.
+template <typename F> void fill_chunk(int kind, const Stream& stream, int64_t begin, int64_t n, F* out) {
+    Chunk words;
+    uint64_t block = static_cast<uint64_t>(begin) / 4;
+    philox_words(words.hi, stream, block, kChunk / 4);
+    if (kind != kUniform || sizeof(F) == 8) philox_words(words.lo, stream.plane1(), block, kChunk / 4);
+    if (n == kChunk) return transform(kind, words, out);
+    F whole[kChunk];
+    transform(kind, words, whole);
+    std::memcpy(out, whole, static_cast<size_t>(n) * sizeof(F));
+}
+
+void fill_bits(const Stream& stream, int64_t begin, int64_t n, uint32_t* out) {
+    alignas(64) uint32_t words[kChunk];
+    philox_words(words, stream, static_cast<uint64_t>(begin) / 4, kChunk / 4);
+    std::memcpy(out, words, static_cast<size_t>(n) * 4);
+}
+
+}  // namespace
+
+void fill(const FillArgs& args) {
+    int64_t chunks = (args.row_length + kChunk - 1) / kChunk;
+    if (args.rows <= 0 || chunks <= 0) return;
+    int64_t grain = chunks * args.rows > 64 ? 16 : 4;
+    parallel_for(args.rows * chunks, grain, args.threads, [&](int64_t task, int64_t end, int) {
+        for (; task < end; ++task) {
+            int64_t row = task / chunks, begin = task % chunks * kChunk;
+            int64_t n = args.row_length - begin < kChunk ? args.row_length - begin : kChunk;
+            Stream stream(args.streams, 1, row, static_cast<uint32_t>(args.kind));
+            if (!args.streams.positions) stream.position = 0;
+            int64_t at = row * args.row_stride + begin;
+            if (args.kind == kBits) fill_bits(stream, begin, n, static_cast<uint32_t*>(args.out) + at);
+            else if (args.dtype == DType::f64) fill_chunk(args.kind, stream, begin, n, static_cast<double*>(args.out) + at);
+            else fill_chunk(args.kind, stream, begin, n, static_cast<float*>(args.out) + at);
+        }
+    });
+}
+
+void philox4x32(uint32_t* out, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t k0, uint32_t k1) {
+    Words words = philox(c0, c1, c2, c3, k0, k1);
+    std::memcpy(out, words.w, sizeof words);
+}
+
+float read_sum(const float* data, int64_t n, int threads) {
+    constexpr int64_t piece = 1 << 14;
+    int64_t pieces = (n + piece - 1) / piece;
+    float* sums = static_cast<float*>(scratch(0, static_cast<size_t>(pieces + 1) * 4));
+    parallel_for(pieces, 4, threads, [&](int64_t p, int64_t end, int) {
+        for (; p < end; ++p) {
+            int64_t stop = (p + 1) * piece < n ? (p + 1) * piece : n, i = p * piece;
+            f32x16 a = splat(0), b = splat(0), c = splat(0), d = splat(0);
+            for (; i + 64 <= stop; i += 64) {
+                a = a + load16(data + i);
+                b = b + load16(data + i + 16);
+                c = c + load16(data + i + 32);
+                d = d + load16(data + i + 48);
+            }
+            float rest = 0;
+            for (; i < stop; ++i) rest = rest + data[i];
+            sums[p] = sum16((a + b) + (c + d)) + rest;
+        }
+    });
+    float total = 0;
+    for (int64_t p = 0; p < pieces; ++p) total = total + sums[p];
+    return total;
+}
+
+DRIFTMAX_END

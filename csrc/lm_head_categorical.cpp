@@ -1,0 +1,151 @@
+#include "lm_head_categorical.h"
+
+#include "race.h"
+#include "stats.h"
+
+DRIFTMAX_BEGIN
+namespace {
+
+// Running state of one draw, zero at the start; kept by the caller between tiles.
+struct State {
+    double inverse_best;  // 1 / (best E_b / S_b) of the block race; 0 before the first block
+    double score;         // of the token race (gumbel method, or inside the best block)
+    double chosen;        // the token's logit
+    double sum, weighted; // relative to 2^reference
+    double first, second; // largest logits
+    int64_t token_plus_1;
+    float reference;  // the first block's, an integer; block masses are relative to it
+    uint32_t started;
+};
+
+void add_block(State& s, const Block& b) {
+    double scale = pow2(b.reference - s.reference), gap = static_cast<double>(b.reference) - s.reference;
+    s.sum += static_cast<double>(b.sum) * scale;
+    s.weighted += (static_cast<double>(b.weighted) + gap * b.sum) * scale;
+}
+
+void add_top(State& s, const float* p, int64_t n, const Block& b, const Scale& scale) {
+    // A block whose top is below the second best cannot change either.
+    if (s.token_plus_1 && !(static_cast<double>(b.top) + 1e-3 >= F32::scaled(s.second, scale))) return;
+    TopTwo t{s.started > 1 ? s.first : -kInf, s.started > 1 ? s.second : -kInf};
+    for (int64_t i = 0; i < n; ++i) t.offer(static_cast<double>(p[i]));
+    s.first = t.first;
+    s.second = t.second;
+    s.started = 2;
+}
+
+class TileSampler {
+public:
+    explicit TileSampler(const LmHeadTileArgs& args) : args_(args) {}
+
+    Status operator()(int64_t i) const {
+        int64_t draw = args_.first + i;
+        double temperature = args_.temperature[draw];
+        State& s = static_cast<State*>(args_.state)[i];
+        for (int64_t at = 0; at < args_.columns; at += kBlock) {
+            int64_t n = std::min(kBlock, args_.columns - at);
+            const float* p = args_.tile + i * args_.row_stride + at;
+            StatusCode code = temperature == 0.0 ? greedy(s, p, n, at) : race(s, p, n, at, draw, temperature);
+            if (code == kOk && args_.stats) code = sums(s, p, n, temperature == 0.0 ? 1.0 : temperature);
+            if (code != kOk) return status(code, draw);
+        }
+        return kOk;
+    }
+
+private:
+    Scale scale_of(State& s, const float* p, int64_t n, double temperature) const {
+        Scale scale = row_scale<F32>(p, n, temperature);
+        if (!s.started && first_finite<F32>(p, n, Scale(temperature)) > -kInfF) {
+            s.started = 1;
+            s.reference = scale.reference;
+        }
+        scale.reference = s.started ? s.reference : scale.reference;
+        return scale;
+    }
+
+    StatusCode greedy(State& s, const float* p, int64_t n, int64_t at) const {
+        StatusCode code = check_values<F32>(p, n);
+        for (int64_t i = 0; i < n; ++i)
+            if (p[i] > -kInfF && (!s.token_plus_1 || p[i] > s.chosen)) take(s, p[i], p, i, at);
+        return code;
+    }
+
+    void take(State& s, double score, const float* p, int64_t i, int64_t at) const {
+        s.score = score;
+        s.chosen = static_cast<double>(p[i]);
+        s.token_plus_1 = args_.begin + at + i + 1;
+    }
+
+    StatusCode sums(State& s, const float* p, int64_t n, double temperature) const {
+        Scale scale = scale_of(s, p, n, temperature);
+        Block b = scan_block<F32>(p, n, scale, nullptr);
+        if (!(b.top < kInfF) || !(b.weighted - b.weighted == 0.0f)) return check_values<F32>(p, n);
+        if (b.sum > 0) {
+            add_block(s, b);
+            add_top(s, p, n, b, scale);
+        }
+        return kOk;
+    }
+
+    // The token race of one block or, for the gumbel method, of the row so far.
+    StatusCode race_tokens(State& s, const float* p, int64_t n, int64_t at, int64_t draw, double temperature, Best start) const {
+        TokenRace<Best> race(Stream(args_.streams, args_.n1, draw, kTokenNoise), temperature, Kept{}, start);
+        int64_t begin = args_.begin + at;
+        race.template run<F32>(p - begin, begin, n);
+        if (race.code == kOk && race.sink.token >= begin) take(s, race.sink.score, p, race.sink.token - begin, at);
+        return race.code;
+    }
+
+    StatusCode race(State& s, const float* p, int64_t n, int64_t at, int64_t draw, double temperature) const {
+        if (args_.method == Method::gumbel || args_.vocab <= kBlock)
+            return race_tokens(s, p, n, at, draw, temperature, {s.token_plus_1 ? s.score : -kInf, s.token_plus_1 - 1});
+        Block b = scan_block<F32>(p, n, scale_of(s, p, n, temperature), nullptr);
+        if (!(b.top < kInfF) || !(b.weighted - b.weighted == 0.0f)) {
+            StatusCode code = check_values<F32>(p, n);
+            return code == kOk ? kInfinite : code;
+        }
+        double mass = static_cast<double>(b.sum) * pow2(b.reference - s.reference);
+        if (!(mass > 0)) return kOk;
+        uint64_t number = static_cast<uint64_t>((args_.begin + at) / kBlock);
+        const Stream noise(args_.streams, args_.n1, draw, kBlockNoise);
+        uint32_t hi = noise.word(number);
+        if (hi * 0x1p-32 * s.inverse_best > mass) return kOk;
+        double rate = mass / exponential<double>(hi, noise.plane1().word(number));
+        if (!(rate > s.inverse_best)) return kOk;
+        s.inverse_best = rate;
+        return race_tokens(s, p, n, at, draw, temperature, Best{});
+    }
+
+    const LmHeadTileArgs& args_;
+};
+
+}  // namespace
+
+Status lm_head_tile(const LmHeadTileArgs& args) {
+    if (args.draws <= 0 || args.columns <= 0) return kOk;
+    FirstError error;
+    const TileSampler sample(args);
+    parallel_for(args.draws, 4, args.threads, [&](int64_t i, int64_t end, int) {
+        for (; i < end; ++i) error.report(sample(i));
+    });
+    return error.get();
+}
+
+int64_t lm_head_state_bytes() { return sizeof(State); }
+
+// Tokens (-1 where no token was possible) and by-products.
+void lm_head_finish(const LmHeadFinishArgs& args) {
+    const State* states = static_cast<const State*>(args.state);
+    for (int64_t i = 0; i < args.draws; ++i) {
+        const State& s = states[i];
+        args.tokens[i] = s.token_plus_1 - 1;
+        if (!args.stats || !s.token_plus_1) continue;
+        double temperature = args.temperature[args.first + i];
+        if (temperature == 0.0) temperature = 1.0;
+        TopTwo top{s.first, s.second};
+        Stats out = make_stats(s.chosen, top, temperature, F32::factor(Scale(temperature)), s.reference, s.sum, s.weighted);
+        store_stats(args.stats, args.stats_stride, i, out);
+    }
+}
+
+DRIFTMAX_END

@@ -1,0 +1,179 @@
+// Philox4x32-10 (Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as 1, 2, 3", SC 2011) with the counter
+// layout of docs/numerics.md.
+#pragma once
+
+#include "simd.h"
+
+DRIFTMAX_BEGIN
+
+constexpr uint32_t kPhiloxM0 = 0xD2511F53u, kPhiloxM1 = 0xCD9E8D57u, kPhiloxW0 = 0x9E3779B9u, kPhiloxW1 = 0xBB67AE85u;
+constexpr uint32_t kPlane = 0x80u;  // purpose bit of the low words
+
+enum Purpose : uint32_t {
+    kBits = 1, kUniform = 2, kExponential = 3, kGumbel = 4, kNormal = 5, kTokenNoise = 16, kBlockNoise = 17, kTopkNoise = 18
+};
+
+struct Words { uint32_t w[4]; };
+
+inline Words philox(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t k0, uint32_t k1) {
+    for (int round = 0; round < 10; ++round) {
+        uint64_t a = static_cast<uint64_t>(kPhiloxM0) * c0, b = static_cast<uint64_t>(kPhiloxM1) * c2;
+        c0 = static_cast<uint32_t>(b >> 32) ^ c1 ^ k0;
+        c1 = static_cast<uint32_t>(b);
+        c2 = static_cast<uint32_t>(a >> 32) ^ c3 ^ k1;
+        c3 = static_cast<uint32_t>(a);
+        k0 += kPhiloxW0;
+        k1 += kPhiloxW1;
+    }
+    return {{c0, c1, c2, c3}};
+}
+
+// One stream: everything of the counter but the block number.
+struct Stream {
+    uint32_t k0, k1, position, step_purpose, row;
+
+    Stream(const Streams& s, int64_t n1, int64_t draw, uint32_t purpose) {
+        int64_t lead = draw / n1;
+        uint64_t seed = s.seeds ? static_cast<uint64_t>(s.seeds[lead]) : s.seed;
+        k0 = static_cast<uint32_t>(seed);
+        k1 = static_cast<uint32_t>(seed >> 32);
+        position = static_cast<uint32_t>(s.positions ? s.positions[draw] : draw - lead * n1);
+        step_purpose = s.step | purpose << 24;
+        row = static_cast<uint32_t>(s.row_ids ? s.row_ids[lead] : lead);
+    }
+    Stream plane1() const {
+        Stream s = *this;
+        s.step_purpose |= kPlane << 24;
+        return s;
+    }
+    Words block(uint64_t number) const {
+        return philox(static_cast<uint32_t>(number), position + static_cast<uint32_t>(number >> 32), step_purpose, row, k0, k1);
+    }
+    uint32_t word(uint64_t element) const { return block(element / 4).w[element % 4]; }
+};
+
+// ---- lanes of 64 bits whose low halves carry the state ----------------------------------------------------------------
+#if DRIFTMAX_AVX512
+using wide = __m512i;
+inline wide w_set(uint32_t x) { return _mm512_set1_epi64(x); }
+inline wide w_mul(wide a, wide m) { return _mm512_mul_epu32(a, m); }
+inline wide w_high(wide a) { return _mm512_srli_epi64(a, 32); }
+inline wide w_xor(wide a, wide b, wide c) { return _mm512_ternarylogic_epi64(a, b, c, 0x96); }
+inline wide w_add(wide a, wide b) { return _mm512_add_epi64(a, b); }
+// counters 0..7, so placed that the unpacked words come out in order
+inline wide w_iota() { return _mm512_set_epi64(7, 3, 6, 2, 5, 1, 4, 0); }
+inline void w_store(uint32_t* out, wide c0, wide c1, wide c2, wide c3) {
+    wide a = _mm512_mask_blend_epi32(0xAAAA, c0, _mm512_slli_epi64(c1, 32));
+    wide b = _mm512_mask_blend_epi32(0xAAAA, c2, _mm512_slli_epi64(c3, 32));
+    _mm512_storeu_si512(out, _mm512_unpacklo_epi64(a, b));
+    _mm512_storeu_si512(out + 16, _mm512_unpackhi_epi64(a, b));
+}
+#elif DRIFTMAX_AVX2
+using wide = __m256i;
+inline wide w_set(uint32_t x) { return _mm256_set1_epi64x(x); }
+inline wide w_mul(wide a, wide m) { return _mm256_mul_epu32(a, m); }
+inline wide w_high(wide a) { return _mm256_srli_epi64(a, 32); }
+inline wide w_xor(wide a, wide b, wide c) { return _mm256_xor_si256(a, _mm256_xor_si256(b, c)); }
+inline wide w_add(wide a, wide b) { return _mm256_add_epi64(a, b); }
+inline wide w_iota() { return _mm256_set_epi64x(3, 1, 2, 0); }
+inline void w_store(uint32_t* out, wide c0, wide c1, wide c2, wide c3) {
+    wide a = _mm256_blend_epi32(c0, _mm256_slli_epi64(c1, 32), 0xAA);
+    wide b = _mm256_blend_epi32(c2, _mm256_slli_epi64(c3, 32), 0xAA);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm256_unpacklo_epi64(a, b));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + 8), _mm256_unpackhi_epi64(a, b));
+}
+#elif DRIFTMAX_SSE
+using wide = __m128i;
+inline wide w_set(uint32_t x) { return _mm_set1_epi64x(x); }
+inline wide w_mul(wide a, wide m) { return _mm_mul_epu32(a, m); }
+inline wide w_high(wide a) { return _mm_srli_epi64(a, 32); }
+inline wide w_xor(wide a, wide b, wide c) { return _mm_xor_si128(a, _mm_xor_si128(b, c)); }
+inline wide w_add(wide a, wide b) { return _mm_add_epi64(a, b); }
+inline wide w_iota() { return _mm_set_epi64x(1, 0); }
+inline void w_store(uint32_t* out, wide c0, wide c1, wide c2, wide c3) {
+    wide a = _mm_blend_epi16(c0, _mm_slli_epi64(c1, 32), 0xCC);
+    wide b = _mm_blend_epi16(c2, _mm_slli_epi64(c3, 32), 0xCC);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm_unpacklo_epi64(a, b));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out + 4), _mm_unpackhi_epi64(a, b));
+}
+#elif DRIFTMAX_NEON
+using wide = uint64x2_t;
+inline wide w_set(uint32_t x) { return vdupq_n_u64(x); }
+inline wide w_mul(wide a, wide m) { return vmull_u32(vmovn_u64(a), vmovn_u64(m)); }
+inline wide w_high(wide a) { return vshrq_n_u64(a, 32); }
+inline wide w_xor(wide a, wide b, wide c) { return veorq_u64(a, veorq_u64(b, c)); }
+inline wide w_add(wide a, wide b) { return vaddq_u64(a, b); }
+inline wide w_iota() { return vcombine_u64(vcreate_u64(0), vcreate_u64(1)); }
+inline void w_store(uint32_t* out, wide c0, wide c1, wide c2, wide c3) {
+    uint32x4_t a = vreinterpretq_u32_u64(vsliq_n_u64(c0, c1, 32)), b = vreinterpretq_u32_u64(vsliq_n_u64(c2, c3, 32));
+    vst1q_u32(out, vcombine_u32(vget_low_u32(a), vget_low_u32(b)));
+    vst1q_u32(out + 4, vcombine_u32(vget_high_u32(a), vget_high_u32(b)));
+}
+#else
+struct wide { uint64_t v[2]; };
+inline wide w_set(uint32_t x) { return {{x, x}}; }
+inline wide w_mul(wide a, wide m) {
+    return {{(a.v[0] & 0xffffffffu) * (m.v[0] & 0xffffffffu), (a.v[1] & 0xffffffffu) * (m.v[1] & 0xffffffffu)}};
+}
+inline wide w_high(wide a) { return {{a.v[0] >> 32, a.v[1] >> 32}}; }
+inline wide w_xor(wide a, wide b, wide c) { return {{a.v[0] ^ b.v[0] ^ c.v[0], a.v[1] ^ b.v[1] ^ c.v[1]}}; }
+inline wide w_add(wide a, wide b) { return {{a.v[0] + b.v[0], a.v[1] + b.v[1]}}; }
+inline wide w_iota() { return {{0, 1}}; }
+inline void w_store(uint32_t* out, wide c0, wide c1, wide c2, wide c3) {
+    for (int i = 0; i < 2; ++i) {
+        out[4 * i] = static_cast<uint32_t>(c0.v[i]);
+        out[4 * i + 1] = static_cast<uint32_t>(c1.v[i]);
+        out[4 * i + 2] = static_cast<uint32_t>(c2.v[i]);
+        out[4 * i + 3] = static_cast<uint32_t>(c3.v[i]);
+    }
+}
+#endif
+
+constexpr int kWide = sizeof(wide) / 8;  // counters of one `wide`
+constexpr int kChains = 4;               // independent chains, to cover the multiplier's latency
+
+inline uint32_t mul_high(uint32_t a, uint32_t b) { return static_cast<uint32_t>((static_cast<uint64_t>(a) * b) >> 32); }
+
+// Words of blocks [first, first + count) in order. Writes whole groups: `out` holds 4 * count words rounded up to a
+// multiple of 128. The high half of the block number must not change within the range.
+//
+// c1, c2, c3 do not vary over the lanes, so that rounds 1 and 2 need one vector multiplication each instead of two.
+inline void philox_words(uint32_t* out, const Stream& s, uint64_t first, int64_t count) {
+    uint32_t c1 = s.position + static_cast<uint32_t>(first >> 32), c2 = s.step_purpose, c3 = s.row;
+    uint32_t k0[10], k1[10];
+    for (int r = 0; r < 10; ++r) {
+        k0[r] = s.k0 + static_cast<uint32_t>(r) * kPhiloxW0;
+        k1[r] = s.k1 + static_cast<uint32_t>(r) * kPhiloxW1;
+    }
+    uint32_t a0 = mul_high(kPhiloxM1, c2) ^ c1 ^ k0[0], a1 = kPhiloxM1 * c2;  // round 1's uniform half
+    uint32_t b2 = mul_high(kPhiloxM0, a0) ^ k1[1], b3 = kPhiloxM0 * a0;       // round 2's, but for c3
+    const wide m0 = w_set(kPhiloxM0), m1 = w_set(kPhiloxM1), zero = w_set(0);
+    wide counter = w_add(w_set(static_cast<uint32_t>(first)), w_iota());
+    for (int64_t done = 0; done < count; done += kWide * kChains, out += 4 * kWide * kChains) {
+        wide x0[kChains], x1[kChains], x2[kChains], x3[kChains];
+        for (int i = 0; i < kChains; ++i) {
+            wide p = w_mul(counter, m0);
+            counter = w_add(counter, w_set(kWide));
+            x2[i] = w_xor(w_high(p), w_set(c3 ^ k1[0]), zero);  // round 1
+            x3[i] = p;
+            p = w_mul(x2[i], m1);
+            x0[i] = w_xor(w_high(p), w_set(a1 ^ k0[1]), zero);  // round 2
+            x1[i] = p;
+            x2[i] = w_xor(x3[i], w_set(b2), zero);
+            x3[i] = w_set(b3);
+        }
+        for (int r = 2; r < 10; ++r) {
+            const wide u = w_set(k0[r]), v = w_set(k1[r]);
+            for (int i = 0; i < kChains; ++i) {
+                wide p = w_mul(x0[i], m0), q = w_mul(x2[i], m1);
+                x0[i] = w_xor(w_high(q), x1[i], u);
+                x1[i] = q;
+                x2[i] = w_xor(w_high(p), x3[i], v);
+                x3[i] = p;
+            }
+        }
+        for (int i = 0; i < kChains; ++i) w_store(out + 4 * kWide * i, x0[i], x1[i], x2[i], x3[i]);
+    }
+}
+
+DRIFTMAX_END

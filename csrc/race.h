@@ -1,0 +1,132 @@
+// The token race: argmax of l / T + Gumbel over kept tokens, exactly, with almost no logarithm.
+//
+// Token v beats the best score b only if its exponential E_v = exp(-G_v) < exp(l_v / T - b), and E >= U' >= hi 2^-32. So the
+// high noise word and a lower bound of log2(hi) reject nearly every token; survivors get the low word and two logarithms
+// in double. The winner is the plain formula's, bit for bit (tests/ops/test_categorical.py).
+#pragma once
+
+#include "blocks.h"
+#include "philox.h"
+
+DRIFTMAX_BEGIN
+
+// Keeps the best token; ties to the lower index.
+struct Best {
+    static constexpr bool kFavourite = true;
+    double score = -kInf;
+    int64_t token = -1;
+    StatusCode code = kOk;
+
+    void offer(double s, int64_t t) {
+        if (s > score || (s == score && (token < 0 || t < token))) {
+            score = s;
+            token = t;
+        }
+    }
+    // A token needs at least this score to matter.
+    double bound() const { return score; }
+    void merge(const Best& other) {
+        if (other.code != kOk && (code == kOk || other.code < code)) code = other.code;
+        if (other.token >= 0) offer(other.score, other.token);
+    }
+};
+
+// Lower bound of log2(hi * 2^-32), from the exponent and mantissa bits: log2(1 + m) >= m. Slack 1e-4 covers all roundings.
+inline f32x16 log2_below(i32x16 hi) {
+    f32x16 x = to_float(shr<8>(hi));  // exact
+    return fma(to_float(as_int(x)), splat(0x1p-23f), splat(-151.0001f));
+}
+
+// `Sink` receives the scores of tokens that its bound() does not rule out (and of some that it does).
+template <typename Sink> class TokenRace {
+public:
+    TokenRace(const Stream& noise, double temperature, const Kept& kept, Sink sink = {})
+        : sink(sink), noise_(noise), low_(noise.plane1()), temperature_(temperature),
+          // towards zero, so that rounding never rejects
+          slope_(static_cast<float>(kLog2e / temperature * (1.0 - 0x1p-20))), kept_(kept), threshold_(-kInf) {
+        if (!(slope_ < 0x1p126f)) slope_ = 0x1p126f;
+    }
+
+    Sink sink;
+    StatusCode code = kOk;
+
+    // Tokens [begin, begin + n), n <= 1024, begin a multiple of 4; row points to token 0.
+    template <typename E> void run(const typename E::raw* row, int64_t begin, int64_t n) {
+        alignas(64) uint32_t hi[kBlock];
+        philox_words(hi, noise_, static_cast<uint64_t>(begin) / 4, (n + 3) / 4);
+        const typename E::raw* p = row + begin;
+        if constexpr (Sink::kFavourite) {
+            int64_t favourite = largest<E>(p, n);
+            if (favourite >= 0) evaluate<E>(p, begin, favourite, hi);
+        }
+        for (int64_t i = 0; i < n; i += 16) {
+            bool whole = n - i >= 16;
+            auto l = whole ? E::load(p + i) : load_part<E>(p + i, n - i);
+            f32x16 gap = E::above(l, threshold_) * splat(slope_);
+            uint32_t alive = ~ge(log2_below(iload16(hi + i)), gap) & (whole ? 0xffffu : (1u << (n - i)) - 1u);
+            for (; alive; alive &= alive - 1) evaluate<E>(p, begin, i + __builtin_ctz(alive), hi);
+        }
+    }
+
+private:
+    // Index of the block's largest value if that beats the largest seen so far: a good first score makes the screen sharp.
+    template <typename E> int64_t largest(const typename E::raw* p, int64_t n) {
+        f32x16 top = splat(-kInfF);
+        const Threshold zero(0.0);
+        int64_t i = 0;
+        for (; i + 16 <= n; i += 16) top = max(top, E::above(E::load(p + i), zero));
+        if (i < n) top = max(top, E::above(load_part<E>(p + i, n - i), zero));
+        float value = max16(top);
+        if (!(value > seen_)) return -1;
+        seen_ = value;
+        for (i = 0; i < n; i += 16) {
+            uint32_t at = ge(E::above(n - i >= 16 ? E::load(p + i) : load_part<E>(p + i, n - i), zero), splat(value));
+            if (at) return i + __builtin_ctz(at);
+        }
+        return -1;
+    }
+
+    template <typename E> void evaluate(const typename E::raw* p, int64_t begin, int64_t i, const uint32_t* hi) {
+        double l = E::get(p + i);
+        if (l != l) code = kNaN;
+        else if (l == kInf && code != kNaN) code = kInfinite;
+        if (!(l > -kInf) || !kept_(l, begin + i)) return;
+        sink.offer(l / temperature_ + gumbel<double>(hi[i], low_.word(static_cast<uint64_t>(begin + i))), begin + i);
+        threshold_ = Threshold(sink.bound() * temperature_);
+    }
+
+    Stream noise_, low_;
+    double temperature_;
+    float slope_;
+    Kept kept_;
+    Threshold threshold_;
+    float seen_ = -kInfF;
+};
+
+// Race over the row; blocks that cannot hold a kept token (y of their top below `cutoff`) are skipped where a scan is given.
+template <typename E>
+Best race_row(const typename E::raw* row, int64_t vocab, const Stream& noise, double temperature, const Kept& kept,
+              const Scan* scan, float cutoff, int threads) {
+    constexpr int64_t kGroup = 8;  // blocks that share one race when threads split the row
+    int64_t count = blocks_of(vocab), groups = threads > 1 ? (count + kGroup - 1) / kGroup : 1;
+    Best* bests = static_cast<Best*>(scratch(1, static_cast<size_t>(groups) * sizeof(Best)));
+    int64_t per_group = groups == 1 ? count : kGroup;
+    parallel_for(groups, 1, threads, [&](int64_t g, int64_t end, int) {
+        for (; g < end; ++g) {
+            TokenRace<Best> race(noise, temperature, kept);
+            int64_t stop = (g + 1) * per_group < count ? (g + 1) * per_group : count;
+            for (int64_t b = g * per_group; b < stop; ++b) {
+                if (scan && !(scan->blocks[b].top >= cutoff)) continue;
+                int64_t n = vocab - b * kBlock < kBlock ? vocab - b * kBlock : kBlock;
+                race.run<E>(row, b * kBlock, n);
+            }
+            bests[g] = race.sink;
+            bests[g].code = race.code;
+        }
+    });
+    Best best;
+    for (int64_t g = 0; g < groups; ++g) best.merge(bests[g]);
+    return best;
+}
+
+DRIFTMAX_END
