@@ -1,0 +1,172 @@
+"""Argument checks and conversions shared by the ops: cheap ones first, scalars stay scalars, nothing syncs a device."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+PerRow: TypeAlias = float | Sequence[float] | Tensor
+PerRowInt: TypeAlias = int | Sequence[int] | Tensor
+
+#: Codes of the compiled core.
+DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3, torch.int32: 4}
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+METHODS = {"auto": 0, "block": 0, "gumbel": 1}
+
+
+class CategoricalStats(NamedTuple):
+    """By-products of a draw, each of the leading shape; float32, or float64 for float64 logits.
+
+    They describe the law drawn from, after temperature and filters (at temperature 0: at temperature 1).
+
+    Examples
+    --------
+    >>> import torch, driftmax
+    >>> _, stats = driftmax.categorical(torch.zeros(1, 4), rng=0, return_stats=True)
+    >>> round(float(stats.entropy), 4), round(float(stats.log_z), 4)
+    (1.3863, 1.3863)
+    """
+
+    log_prob: Tensor
+    log_z: Tensor
+    entropy: Tensor
+    margin: Tensor
+
+
+class Options(NamedTuple):
+    """Temperature and filters as the ops take them: a scalar, and a tensor of one value per draw or None."""
+
+    temperature: float
+    temperatures: Tensor | None  # float64
+    top_k: int  # 0: off
+    top_ks: Tensor | None  # int64
+    top_p: float  # 1.0: off
+    top_ps: Tensor | None  # float64
+    min_p: float  # 0.0: off
+    min_ps: Tensor | None  # float64
+
+
+def check_floats(name: str, value: Tensor, least_dim: int = 1) -> None:
+    """Raise unless `value` is a floating-point tensor with at least `least_dim` dimensions."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, not {type(value).__name__}")
+    if value.dtype not in FLOATS:
+        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, not {value.dtype}")
+    if value.dim() < least_dim:
+        raise ValueError(f"{name} must have at least {least_dim} dimension(s), not shape {tuple(value.shape)}")
+
+
+def rows_first(values: Tensor) -> Tensor:
+    """`values` [..., V] as [rows, V] or [rows, positions, V] with unit last stride; a copy only where strides force one."""
+    dim = values.dim()
+    if dim == 1:
+        values = values.unsqueeze(0)
+    elif dim > 3:
+        values = values.reshape(values.shape[0], -1, values.shape[-1])
+    if values.stride(-1) != 1 and values.shape[-1] > 1:
+        values = values.contiguous()
+    return values
+
+
+def method_code(method: str) -> int:
+    """0 for the block race, 1 for one Gumbel per token."""
+    code = METHODS.get(method)
+    if code is None:
+        raise ValueError(f"method must be 'auto', 'block' or 'gumbel', not {method!r}")
+    return code
+
+
+def options(
+    temperature: PerRow,
+    top_k: PerRowInt | None,
+    top_p: PerRow | None,
+    min_p: PerRow | None,
+    lead: torch.Size,
+    device: torch.device,
+) -> Options:
+    """Check and convert temperature and filters; `lead` is the leading shape of the batch."""
+    temperatures = top_ks = top_ps = min_ps = None
+    if isinstance(temperature, (float, int)):
+        temperature = float(temperature)
+        if not 0.0 <= temperature < math.inf:
+            raise ValueError(f"temperature must be finite and not negative, not {temperature}")
+    else:
+        temperature, temperatures = 1.0, _per_draw("temperature", temperature, torch.float64, lead, device)
+    if top_k is None:
+        top_k = 0
+    elif isinstance(top_k, int):
+        if top_k < 1:
+            raise ValueError(f"top_k must be at least 1, not {top_k}")
+    else:
+        top_k, top_ks = 0, _per_draw("top_k", top_k, torch.int64, lead, device)
+    if top_p is None:
+        top_p = 1.0
+    elif isinstance(top_p, (float, int)):
+        top_p = float(top_p)
+        if not 0.0 < top_p <= 1.0:
+            raise ValueError(f"top_p must be in (0, 1], not {top_p}")
+    else:
+        top_p, top_ps = 1.0, _per_draw("top_p", top_p, torch.float64, lead, device)
+    if min_p is None:
+        min_p = 0.0
+    elif isinstance(min_p, (float, int)):
+        min_p = float(min_p)
+        if not 0.0 <= min_p <= 1.0:
+            raise ValueError(f"min_p must be in [0, 1], not {min_p}")
+    else:
+        min_p, min_ps = 0.0, _per_draw("min_p", min_p, torch.float64, lead, device)
+    return Options(temperature, temperatures, top_k, top_ks, top_p, top_ps, min_p, min_ps)
+
+
+_RANGES: dict[str, tuple[Any, str]] = {
+    "temperature": (lambda t: (t >= 0) & (t < math.inf), "finite and not negative"),
+    "top_k": (lambda k: k >= 1, "at least 1"),
+    "top_p": (lambda p: (p > 0) & (p <= 1), "in (0, 1]"),
+    "min_p": (lambda p: (p >= 0) & (p <= 1), "in [0, 1]"),
+}
+
+
+def _per_draw(name: str, value: Any, dtype: torch.dtype, lead: torch.Size, device: torch.device) -> Tensor:
+    values = value if isinstance(value, Tensor) else torch.as_tensor(value)
+    if values.dtype == torch.bool or values.is_complex() or (dtype == torch.int64 and values.is_floating_point()):
+        raise TypeError(f"{name} must be {'integers' if dtype == torch.int64 else 'real numbers'}, not {values.dtype}")
+    # A CUDA tensor cannot be looked into without a sync, a traced one not at all; the kernels cope with any value.
+    if values.device.type == "cpu" and not torch.compiler.is_compiling():
+        holds, words = _RANGES[name]
+        if not bool(holds(values).all()):
+            raise ValueError(f"every {name} must be {words}")
+    values = values.to(device, dtype)
+    try:
+        return values.expand(lead).contiguous()
+    except RuntimeError:
+        raise ValueError(
+            f"{name} of shape {tuple(values.shape)} does not broadcast to the leading shape {tuple(lead)}"
+        ) from None
+
+
+def result(
+    out: Tensor | None, shape: Sequence[int], dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor | None]:
+    """The contiguous tensor an op writes, and the user's `out` if the result has to be copied there afterwards."""
+    if out is None:
+        return torch.empty(shape, dtype=dtype, device=device), None
+    if not isinstance(out, Tensor):
+        raise TypeError(f"out must be a torch.Tensor, not {type(out).__name__}")
+    if out.dtype != dtype:
+        raise TypeError(f"out must be {dtype}, not {out.dtype}")
+    if tuple(out.shape) != tuple(shape):
+        raise ValueError(f"out must have shape {tuple(shape)}, not {tuple(out.shape)}")
+    if out.device != device:
+        raise ValueError(f"out is on {out.device}, the input on {device}")
+    if out.is_contiguous():
+        return out, None
+    return torch.empty(shape, dtype=dtype, device=device), out
+
+
+def pointer(values: Tensor | None) -> int:
+    """Address for the compiled core; 0 where there is no tensor."""
+    return 0 if values is None else values.data_ptr()
