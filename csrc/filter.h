@@ -120,7 +120,7 @@ private:
             cutoff = std::max(cutoff, tops[k - 1]);
         }
         collect(cutoff);
-        if (count_ > k) {
+        if (count_ >= k) {  // also where they are exactly k: the last kept one has to be in its place
             std::nth_element(items_, items_ + (k - 1), items_ + count_);
             count_ = k;
         }
