@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -198,14 +198,15 @@ class RowStreams:
 Rng: TypeAlias = int | RowStreams | torch.Generator | None
 
 
-def resolve(rng: Rng, rows: int, draws: int, device: torch.device) -> StreamArguments:
-    """Turn an `rng` argument into concrete streams for `draws` draws in `rows` rows.
+def resolve(rng: Rng, rows: int, draws: int, batch: Tensor) -> tuple[Any, ...]:
+    """Turn an `rng` argument into the fields of `StreamArguments` for `draws` draws in `rows` rows of `batch`.
 
     A Generator, and None (torch's default generator of the device), only supply the seed. On other devices than the
     CPU, and under ``torch.compile``, that seed stays a tensor: no host sync, and CUDA graphs replay with fresh seeds.
     """
     if type(rng) is int:
-        return StreamArguments(_wrap(rng), None, None, None, 0, None)
+        return _wrap(rng), None, None, None, 0, None
+    device = batch.device
     if isinstance(rng, RowStreams):
         if len(rng) != rows:
             raise ValueError(f"rng holds {len(rng)} rows, the batch has {rows}")
@@ -217,10 +218,10 @@ def resolve(rng: Rng, rows: int, draws: int, device: torch.device) -> StreamArgu
         source = device if rng is None else rng.device
         seeds = torch.randint(-(2**63), 2**63 - 1, (1,), generator=rng, device=source, dtype=torch.int64)
         if source.type == "cpu" and not torch.compiler.is_compiling():
-            return StreamArguments(int(seeds.item()), None, None, None, 0, None)
-        return StreamArguments(0, _on(seeds, device), None, None, 0, None)
+            return int(seeds.item()), None, None, None, 0, None
+        return 0, _on(seeds, device), None, None, 0, None
     try:
-        return StreamArguments(_wrap(operator.index(rng)), None, None, None, 0, None)
+        return _wrap(operator.index(rng)), None, None, None, 0, None
     except TypeError:
         raise TypeError(f"rng must be an int, RowStreams, torch.Generator or None, not {type(rng).__name__}") from None
 

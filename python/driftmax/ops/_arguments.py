@@ -62,7 +62,9 @@ def check_floats(name: str, value: Tensor, least_dim: int = 1) -> None:
 
 def rows_first(values: Tensor) -> Tensor:
     """`values` [..., V] as [rows, V] or [rows, positions, V] with unit last stride; a copy only where strides force one."""
-    dim = values.dim()
+    dim = values.ndim
+    if dim == 2 and values.is_contiguous():
+        return values
     if dim == 1:
         values = values.unsqueeze(0)
     elif dim > 3:
@@ -85,41 +87,36 @@ def options(
     top_k: PerRowInt | None,
     top_p: PerRow | None,
     min_p: PerRow | None,
-    lead: torch.Size,
-    device: torch.device,
-) -> Options:
-    """Check and convert temperature and filters; `lead` is the leading shape of the batch."""
+    lead: Sequence[int],
+    batch: Tensor,
+) -> tuple[Any, ...]:
+    """Check and convert temperature and filters to the fields of `Options`; `lead` is the leading shape of `batch`."""
+    if top_k is None and top_p is None and min_p is None and type(temperature) is float and 0.0 <= temperature < math.inf:
+        return temperature, None, 0, None, 1.0, None, 0.0, None
     temperatures = top_ks = top_ps = min_ps = None
     if isinstance(temperature, (float, int)):
-        temperature = float(temperature)
-        if not 0.0 <= temperature < math.inf:
-            raise ValueError(f"temperature must be finite and not negative, not {temperature}")
+        temperature = _number("temperature", float(temperature))
     else:
-        temperature, temperatures = 1.0, _per_draw("temperature", temperature, torch.float64, lead, device)
+        temperatures, temperature = _per_draw("temperature", temperature, torch.float64, lead, batch), 1.0
     if top_k is None:
         top_k = 0
-    elif isinstance(top_k, int):
-        if top_k < 1:
-            raise ValueError(f"top_k must be at least 1, not {top_k}")
+    elif isinstance(top_k, (int, torch.SymInt)):
+        top_k = _number("top_k", top_k)
     else:
-        top_k, top_ks = 0, _per_draw("top_k", top_k, torch.int64, lead, device)
+        top_ks, top_k = _per_draw("top_k", top_k, torch.int64, lead, batch), 0
     if top_p is None:
         top_p = 1.0
     elif isinstance(top_p, (float, int)):
-        top_p = float(top_p)
-        if not 0.0 < top_p <= 1.0:
-            raise ValueError(f"top_p must be in (0, 1], not {top_p}")
+        top_p = _number("top_p", float(top_p))
     else:
-        top_p, top_ps = 1.0, _per_draw("top_p", top_p, torch.float64, lead, device)
+        top_ps, top_p = _per_draw("top_p", top_p, torch.float64, lead, batch), 1.0
     if min_p is None:
         min_p = 0.0
     elif isinstance(min_p, (float, int)):
-        min_p = float(min_p)
-        if not 0.0 <= min_p <= 1.0:
-            raise ValueError(f"min_p must be in [0, 1], not {min_p}")
+        min_p = _number("min_p", float(min_p))
     else:
-        min_p, min_ps = 0.0, _per_draw("min_p", min_p, torch.float64, lead, device)
-    return Options(temperature, temperatures, top_k, top_ks, top_p, top_ps, min_p, min_ps)
+        min_ps, min_p = _per_draw("min_p", min_p, torch.float64, lead, batch), 0.0
+    return temperature, temperatures, top_k, top_ks, top_p, top_ps, min_p, min_ps
 
 
 _RANGES: dict[str, tuple[Any, str]] = {
@@ -130,7 +127,14 @@ _RANGES: dict[str, tuple[Any, str]] = {
 }
 
 
-def _per_draw(name: str, value: Any, dtype: torch.dtype, lead: torch.Size, device: torch.device) -> Tensor:
+def _number(name: str, value: Any) -> Any:
+    holds, words = _RANGES[name]
+    if not holds(value):
+        raise ValueError(f"{name} must be {words}, not {value}")
+    return value
+
+
+def _per_draw(name: str, value: Any, dtype: torch.dtype, lead: Sequence[int], batch: Tensor) -> Tensor:
     values = value if isinstance(value, Tensor) else torch.as_tensor(value)
     if values.dtype == torch.bool or values.is_complex() or (dtype == torch.int64 and values.is_floating_point()):
         raise TypeError(f"{name} must be {'integers' if dtype == torch.int64 else 'real numbers'}, not {values.dtype}")
@@ -139,7 +143,7 @@ def _per_draw(name: str, value: Any, dtype: torch.dtype, lead: torch.Size, devic
         holds, words = _RANGES[name]
         if not bool(holds(values).all()):
             raise ValueError(f"every {name} must be {words}")
-    values = values.to(device, dtype)
+    values = values.to(batch.device, dtype)
     try:
         return values.expand(lead).contiguous()
     except RuntimeError:
@@ -148,12 +152,19 @@ def _per_draw(name: str, value: Any, dtype: torch.dtype, lead: torch.Size, devic
         ) from None
 
 
-def result(
-    out: Tensor | None, shape: Sequence[int], dtype: torch.dtype, device: torch.device
-) -> tuple[Tensor, Tensor | None]:
-    """The contiguous tensor an op writes, and the user's `out` if the result has to be copied there afterwards."""
-    if out is None:
-        return torch.empty(shape, dtype=dtype, device=device), None
+# Allocating from a tensor of the right kind costs half of torch.empty(..., dtype=..., device=...).
+_INT64 = torch.empty(0, dtype=torch.int64, device="cpu")
+
+
+def new_tokens(shape: Sequence[int], batch: Tensor) -> Tensor:
+    """An uninitialised int64 tensor on the device of `batch`."""
+    if batch.is_cpu and not torch.compiler.is_compiling():
+        return _INT64.new_empty(shape)
+    return torch.empty(shape, dtype=torch.int64, device=batch.device)
+
+
+def sink(out: Tensor, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The contiguous tensor an op writes for the user's `out`: itself where it is one, else one to copy from."""
     if not isinstance(out, Tensor):
         raise TypeError(f"out must be a torch.Tensor, not {type(out).__name__}")
     if out.dtype != dtype:
@@ -162,9 +173,7 @@ def result(
         raise ValueError(f"out must have shape {tuple(shape)}, not {tuple(out.shape)}")
     if out.device != device:
         raise ValueError(f"out is on {out.device}, the input on {device}")
-    if out.is_contiguous():
-        return out, None
-    return torch.empty(shape, dtype=dtype, device=device), out
+    return out if out.is_contiguous() else torch.empty_like(out, memory_format=torch.contiguous_format)
 
 
 def pointer(values: Tensor | None) -> int:

@@ -121,13 +121,13 @@ class Op:
         self._resolved[backend] = found
         return found
 
-    def __call__(self, backend: str, *arguments: Any) -> None:
-        """Run the op: directly in eager mode, through the registered operator where a compiler has to see it."""
-        tensor = arguments[self.device_of]
+    def runner(self, backend: str, tensor: Tensor) -> Implementation:
+        """What to call with the schema's arguments: the implementation itself, or the registered operator where a
+        compiler or a tensor subclass has to see it."""
         if torch.compiler.is_compiling() or type(tensor) not in _PLAIN:
-            getattr(torch.ops.driftmax, self.name)(*arguments, backend)
-        else:
-            self.implementation(backend, tensor)(*arguments)
+            operator = getattr(torch.ops.driftmax, self.name)
+            return lambda *arguments: operator(*arguments, backend)
+        return self.implementation(backend, tensor)
 
 
 _PLAIN = (Tensor, torch.nn.Parameter)

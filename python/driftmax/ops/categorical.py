@@ -16,10 +16,10 @@ from driftmax.ops._arguments import (
     PerRowInt,
     check_floats,
     method_code,
+    new_tokens,
     options,
-    pointer,
-    result,
     rows_first,
+    sink,
 )
 from driftmax.ops._dispatch import Op, core
 from driftmax.random import Rng, resolve
@@ -140,22 +140,22 @@ def categorical(
     ([1, 0], [1.0, 1.0])
     """
     check_floats("logits", logits)
-    lead, device = logits.shape[:-1], logits.device
-    if logits.shape[-1] == 0:
+    *lead, vocab = logits.shape
+    if vocab == 0:
         raise ValueError(f"logits of shape {tuple(logits.shape)} have no token to draw")
     code = method_code(method)
-    chosen = options(temperature, top_k, top_p, min_p, lead, device)
-    tokens, target = result(out, lead, torch.int64, device)
+    chosen = options(temperature, top_k, top_p, min_p, lead, logits)
+    tokens = new_tokens(lead, logits) if out is None else sink(out, lead, torch.int64, logits.device)
     stats = None
     if return_stats:
         kind = torch.float64 if logits.dtype == torch.float64 else torch.float32
-        stats = torch.empty((4, *lead), dtype=kind, device=device)
+        stats = torch.empty((4, *lead), dtype=kind, device=logits.device)
     draws = tokens.numel()
-    streams = resolve(rng, lead[0] if lead else 1, draws, device)
+    streams = resolve(rng, lead[0] if lead else 1, draws, logits)
     if draws:
-        OP(backend, rows_first(logits), tokens, stats, *streams, *chosen, code)
-    if target is not None:
-        tokens = target.copy_(tokens)
+        OP.runner(backend, logits)(rows_first(logits), tokens, stats, *streams, *chosen, code)
+    if out is not None and out is not tokens:
+        tokens = out.copy_(tokens)
     return tokens if stats is None else (tokens, CategoricalStats(*stats.unbind(0)))
 
 
@@ -178,43 +178,41 @@ def run_core(
     min_p: float,
     min_ps: Tensor | None,
     method: int,
-) -> int:
-    """Call the compiled core and return its status."""
-    n1, s1 = (logits.shape[1], logits.stride(1)) if logits.dim() == 3 else (1, 0)
+    first: int = 0,
+) -> None:
+    """The compiled core on `logits`, whose first draw is number `first` of the user's batch (errors name it)."""
+    shape, strides = logits.shape, logits.stride()
+    n1, s1 = (shape[1], strides[1]) if len(shape) == 3 else (1, 0)
     if seeds is not None and seeds.numel() == 1:
         seed, seeds = int(seeds), None
-    return core.categorical(
+    status = core.categorical(
         logits.data_ptr(),
         DTYPES[logits.dtype],
-        logits.shape[0],
+        shape[0],
         n1,
-        logits.stride(0),
+        strides[0],
         s1,
-        logits.shape[-1],
+        shape[-1],
         seed & 0xFFFFFFFFFFFFFFFF,
-        pointer(seeds),
-        pointer(rows),
-        pointer(positions),
+        0 if seeds is None else seeds.data_ptr(),
+        0 if rows is None else rows.data_ptr(),
+        0 if positions is None else positions.data_ptr(),
         step if steps is None else int(steps),
         temperature,
-        pointer(temperatures),
+        0 if temperatures is None else temperatures.data_ptr(),
         top_k,
-        pointer(top_ks),
+        0 if top_ks is None else top_ks.data_ptr(),
         top_p,
-        pointer(top_ps),
+        0 if top_ps is None else top_ps.data_ptr(),
         min_p,
-        pointer(min_ps),
+        0 if min_ps is None else min_ps.data_ptr(),
         method,
         tokens.data_ptr(),
-        pointer(stats),
+        0 if stats is None else stats.data_ptr(),
         torch.get_num_threads(),
     )
-
-
-def _cpp(logits: Tensor, *rest: Any) -> None:
-    status = run_core(logits, *rest)
     if status:
-        raise_status(status, logits.shape[1] if logits.dim() == 3 else 1)
+        raise_status(status + (first << 8), n1)
 
 
 def _samples() -> Iterator[tuple[Any, ...]]:
@@ -245,4 +243,4 @@ def _samples() -> Iterator[tuple[Any, ...]]:
     )
 
 
-OP = Op("categorical", SCHEMA, cpp=_cpp, reference=reference, samples=_samples)
+OP = Op("categorical", SCHEMA, cpp=run_core, reference=reference, samples=_samples)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from driftmax.ops._arguments import DTYPES, pointer, result
+from driftmax.ops._arguments import DTYPES, pointer, sink
 from driftmax.ops._dispatch import Op, core
 from driftmax.random import Rng, RowStreams, resolve
 from driftmax.reference.fill import PURPOSE
@@ -48,22 +48,19 @@ def fill(
     shape = (shape,) if isinstance(shape, int) else tuple(shape)
     if any(size < 0 for size in shape):
         raise ValueError(f"shape must not be negative, not {shape}")
-    if device is not None:
-        device = torch.device(device)
-    elif out is not None:
-        device = out.device
-    else:
-        device = torch.device("cpu")
-    values, target = result(out, shape, dtype, device)
+    if device is None:
+        device = "cpu" if out is None else out.device
+    device = torch.device(device)
+    values = torch.empty(shape, dtype=dtype, device=device) if out is None else sink(out, shape, dtype, device)
     n_rows = 1
     if isinstance(rng, RowStreams):
         if not shape or shape[0] != len(rng):
             raise ValueError(f"rng holds {len(rng)} rows, so shape must begin with {len(rng)}; it is {shape}")
         n_rows = shape[0]
-    streams = resolve(rng, n_rows, n_rows, device)
+    streams = resolve(rng, n_rows, n_rows, values)
     if values.numel():
-        OP(backend, values, PURPOSE[kind], n_rows, *streams)
-    return values if target is None else target.copy_(values)
+        OP.runner(backend, values)(values, PURPOSE[kind], n_rows, *streams)
+    return values if out is None or out is values else out.copy_(values)
 
 
 def _cpp(

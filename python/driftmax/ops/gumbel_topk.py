@@ -14,10 +14,11 @@ from driftmax.ops._arguments import (
     PerRow,
     PerRowInt,
     check_floats,
+    new_tokens,
     options,
     pointer,
-    result,
     rows_first,
+    sink,
 )
 from driftmax.ops._dispatch import Op, core
 from driftmax.random import Rng, resolve
@@ -117,20 +118,21 @@ def gumbel_topk(
     [0, 1, 2, 3, 4]
     """
     check_floats("logits", logits)
-    lead, device = logits.shape[:-1], logits.device
+    *lead, vocab = logits.shape
     if not isinstance(k, (int, torch.SymInt)):
         raise TypeError(f"k must be an int, not {type(k).__name__}")
-    if not 1 <= k <= logits.shape[-1]:
-        raise ValueError(f"k must be between 1 and the {logits.shape[-1]} tokens of logits, not {k}")
-    chosen = options(temperature, top_k, top_p, min_p, lead, device)
-    tokens, target = result(out, (*lead, k), torch.int64, device)
-    scores = torch.empty((*lead, k), dtype=torch.float64, device=device) if return_scores else None
+    if not 1 <= k <= vocab:
+        raise ValueError(f"k must be between 1 and the {vocab} tokens of logits, not {k}")
+    chosen = options(temperature, top_k, top_p, min_p, lead, logits)
+    shape = (*lead, k)
+    tokens = new_tokens(shape, logits) if out is None else sink(out, shape, torch.int64, logits.device)
+    scores = torch.empty(shape, dtype=torch.float64, device=logits.device) if return_scores else None
     draws = tokens.numel() // k
-    streams = resolve(rng, lead[0] if lead else 1, draws, device)
+    streams = resolve(rng, lead[0] if lead else 1, draws, logits)
     if draws:
-        OP(backend, rows_first(logits), k, tokens, scores, *streams, *chosen)
-    if target is not None:
-        tokens = target.copy_(tokens)
+        OP.runner(backend, logits)(rows_first(logits), k, tokens, scores, *streams, *chosen)
+    if out is not None and out is not tokens:
+        tokens = out.copy_(tokens)
     return tokens if scores is None else (tokens, scores)
 
 

@@ -16,10 +16,11 @@ from driftmax.ops._arguments import (
     PerRowInt,
     check_floats,
     method_code,
+    new_tokens,
     options,
     pointer,
-    result,
     rows_first,
+    sink,
 )
 from driftmax.ops._dispatch import Op, core
 from driftmax.ops.categorical import run_core
@@ -129,20 +130,20 @@ def lm_head_categorical(
     tensor([0, 1, 2])
     """
     _check(hidden, weight, bias)
-    lead, device = hidden.shape[:-1], hidden.device
+    *lead, _ = hidden.shape
     code = method_code(method)
-    chosen = options(temperature, top_k, top_p, min_p, lead, device)
-    tokens, target = result(out, lead, torch.int64, device)
+    chosen = options(temperature, top_k, top_p, min_p, lead, hidden)
+    tokens = new_tokens(lead, hidden) if out is None else sink(out, lead, torch.int64, hidden.device)
     stats = None
     if return_stats:
         kind = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-        stats = torch.empty((4, *lead), dtype=kind, device=device)
+        stats = torch.empty((4, *lead), dtype=kind, device=hidden.device)
     draws = tokens.numel()
-    streams = resolve(rng, lead[0] if lead else 1, draws, device)
+    streams = resolve(rng, lead[0] if lead else 1, draws, hidden)
     if draws:
-        OP(backend, rows_first(hidden), weight, bias, tokens, stats, *streams, *chosen, code)
-    if target is not None:
-        tokens = target.copy_(tokens)
+        OP.runner(backend, hidden)(rows_first(hidden), weight, bias, tokens, stats, *streams, *chosen, code)
+    if out is not None and out is not tokens:
+        tokens = out.copy_(tokens)
     return tokens if stats is None else (tokens, CategoricalStats(*stats.unbind(0)))
 
 
@@ -220,11 +221,12 @@ def _tiles(
                 tile[: sink.numel()] = sink.view(-1)
             shape = (part.shape[0], width, begin, width, vocab, n1, first)
             kept = (method, int(stats is not None), state.data_ptr(), threads)
-            status = core.lm_head_tile(tile.data_ptr(), *shape, *stream, *scale, *kept)
-            raise_status(status, n1)
+            raise_status(core.lm_head_tile(tile.data_ptr(), *shape, *stream, *scale, *kept), n1)
         where = (tokens.data_ptr() + 8 * first, 0 if stats is None else stats.data_ptr() + 4 * first)
-        status = core.lm_head_finish(state.data_ptr(), part.shape[0], first, *scale, *where, draws)
-        raise_status(status, n1)
+        core.lm_head_finish(state.data_ptr(), part.shape[0], first, *scale, *where, draws)
+    drawn = tokens.view(-1)
+    if int(drawn.min()) < 0:  # -1 where no token was possible
+        raise_status(3 | int(drawn.argmin()) << 8, n1)
 
 
 def _whole_rows(
@@ -257,9 +259,7 @@ def _whole_rows(
             kept = torch.empty(4, count, dtype=stats.dtype)
         seeds = None if streams.seeds is None else streams.seeds[row[part]]
         stream = (streams.seed, seeds, rows[part], positions[part], streams.step, None)
-        status = run_core(logits, drawn, kept, *stream, *some, method)
-        if status:
-            raise_status(status + (first << 8), n1)
+        run_core(logits, drawn, kept, *stream, *some, method, first)
         tokens.view(-1)[part] = drawn
         if stats is not None and kept is not None:
             stats.view(4, -1)[:, part] = kept
