@@ -1,0 +1,29 @@
+"""One file per op or workload. A case offers ``workloads(settings)`` and, where it has findings, ``report(settings)``."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+#: Case names in the order in which a full run takes them, with what they measure.
+CASES = {
+    "categorical": "one draw per row of logits: methods, dtypes, batch sizes, filters, real logits",
+    "gumbel_topk": "k draws per row without replacement",
+    "lm_head_categorical": "hidden states and head weights to tokens, logits never stored",
+    "fill": "uniform, exponential, Gumbel and normal fills",
+    "overhead": "what one call on a tiny tensor costs beside the work",
+    "law": "the fault figure: what fp32 noise does to masked-diffusion sampling",
+}
+
+
+def load(name: str) -> ModuleType:
+    """The module of a case.
+
+    Raises
+    ------
+    KeyError
+        For a name that is not in :data:`CASES`.
+    """
+    if name not in CASES:
+        raise KeyError(name)
+    return importlib.import_module(f"{__name__}.{name}")

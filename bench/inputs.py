@@ -1,0 +1,36 @@
+"""Logits that the cases share: Zipf and Gaussian rows and a language model's, in any dtype, larger than the cache."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+
+from .harness import Settings
+from .real_logits import real_logits
+
+DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+
+
+def zipf(settings: Settings, n: int, v: int) -> torch.Tensor:
+    """log of a Zipf(1) law over ranks scattered over the vocabulary, plus 0.5-nat noise so that rows differ."""
+    generator = settings.generator(1)
+    rank = torch.randperm(v, generator=generator).float().add_(1.0)
+    logits = torch.randn(n, v, generator=generator).mul_(0.5)
+    return logits.sub_(rank.log()).to(settings.device)
+
+
+def gaussian(settings: Settings, n: int, v: int) -> torch.Tensor:
+    """Independent normal logits of standard deviation 2."""
+    return torch.randn(n, v, generator=settings.generator(2)).mul_(2.0).to(settings.device)
+
+
+@functools.lru_cache(maxsize=1)
+def real(n: int, quick: bool) -> torch.Tensor:
+    """Real next-token logits on the CPU (kept: several workloads use them)."""
+    return real_logits(n, quick=quick)

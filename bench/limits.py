@@ -1,0 +1,54 @@
+"""What bounds a workload on this machine, measured in the same run: a bare read, a bare write, a matrix product."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import torch
+
+from .. import _core
+from .harness import Run, Settings
+
+
+def bare_read(tensor: torch.Tensor, settings: Settings) -> Run:
+    """One pass over the tensor's bytes that keeps a sum: the compiled core's on CPU, torch's on other devices."""
+    if tensor.device.type != "cpu":
+        return lambda: tensor.sum(dtype=torch.float32)
+    data, nbytes, threads = tensor.data_ptr(), tensor.numel() * tensor.element_size() // 4 * 4, settings.threads
+
+    def read(keep: torch.Tensor = tensor) -> float:  # the default argument keeps the buffer alive
+        return _core.read_sum(data, nbytes, threads)
+
+    return read
+
+
+def bare_write(tensor: torch.Tensor) -> Run:
+    """One pass that writes the tensor."""
+    return lambda: tensor.zero_()
+
+
+def matrix_product(hidden: torch.Tensor, weight: torch.Tensor) -> Run:
+    """hidden @ weight.T into a buffer made once."""
+    out = hidden.new_empty(hidden.shape[0], weight.shape[0])
+    return lambda: torch.matmul(hidden, weight.T, out=out)
+
+
+def forced_isa(name: str) -> Callable[[], contextlib.AbstractContextManager[object]]:
+    """A context maker: the compiled core uses the named instruction set inside."""
+
+    @contextlib.contextmanager
+    def force() -> Iterator[None]:
+        before = _core.isa()
+        _core.set_isa(name)
+        try:
+            yield
+        finally:
+            _core.set_isa(before)
+
+    return force
+
+
+def current_isa(settings: Settings) -> str:
+    """Instruction set the compiled core uses now; empty on devices where it does not run."""
+    return _core.isa() if settings.device.type == "cpu" else ""

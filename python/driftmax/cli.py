@@ -1,0 +1,138 @@
+"""The ``driftmax`` command: ``bench``, ``doctor`` and ``compile``.
+
+This file only parses arguments and prints; the work is in :mod:`driftmax.bench`, :mod:`driftmax.doctor` and
+:mod:`driftmax.aot`, imported when their subcommand is called. Exit codes: 0 all well, 1 a check failed (a gate, a
+self-test, a kernel that does not compile), 2 wrong usage or something missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+TARGETS = "sm_80,sm_90,sm_100,gfx942"
+
+EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
+    return value
+
+
+def _parser() -> argparse.ArgumentParser:
+    from driftmax import __version__
+
+    parser = argparse.ArgumentParser(prog="driftmax", description="Exact, fast and reproducible samplers.")
+    parser.add_argument("--version", action="version", version=f"driftmax {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    bench = commands.add_parser(
+        "bench",
+        help="time every op against its peers and the machine's limit",
+        description="Microbenchmarks. Each workload first passes a correctness gate; then driftmax, its peers and "
+        "the machine's limit run in turn, and their medians are compared.",
+    )
+    bench.add_argument("--quick", action="store_true", help="the main workloads only, under a minute on two cores")
+    bench.add_argument("--case", nargs="+", metavar="NAME", help="only these cases (see --list)")
+    bench.add_argument("--csv", type=Path, metavar="FILE", help="write tidy rows (the law case: law.csv beside it)")
+    bench.add_argument(
+        "--plot", type=Path, metavar="FILE", help="draw the rows (the law case: fp32_fault.png beside it)"
+    )
+    bench.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    bench.add_argument("--threads", type=_positive, metavar="N", help="threads of torch and driftmax (default: torch's)")
+    bench.add_argument("--list", action="store_true", help="list the cases and stop")
+    bench.set_defaults(run=_bench)
+
+    doctor = commands.add_parser(
+        "doctor",
+        help="what is installed, what is missing and why, and a self-test",
+        description="Versions, instruction sets, threads, memory bandwidth, backends, GPU, and a self-test of at most "
+        "ten seconds. Exit code 1 when a check fails.",
+    )
+    doctor.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    doctor.set_defaults(run=_doctor)
+
+    compile_ = commands.add_parser(
+        "compile",
+        help="compile the Triton kernels ahead of time, without a GPU",
+        description="Compile every Triton kernel for the given targets. Needs no GPU. Exit code 1 when one fails.",
+    )
+    compile_.add_argument("--targets", default=TARGETS, metavar="LIST", help=f"comma-separated (default {TARGETS})")
+    compile_.set_defaults(run=_compile)
+    return parser
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from driftmax.bench import runner
+
+    if arguments.list:
+        print(runner.listing())
+        return EXIT_OK
+    return runner.run(
+        quick=arguments.quick,
+        cases=arguments.case,
+        csv=arguments.csv,
+        plot=arguments.plot,
+        device=arguments.device,
+        threads=arguments.threads,
+    )
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from driftmax import doctor
+
+    report = doctor.examine()
+    print(json.dumps(report.as_dict(), indent=2) if arguments.json else report.text())
+    return EXIT_OK if report.healthy else EXIT_FAILED
+
+
+def _compile(arguments: argparse.Namespace) -> int:
+    from driftmax import aot
+
+    targets = [name.strip() for name in arguments.targets.split(",") if name.strip()]
+    if not targets:
+        raise ValueError(f"--targets names no target; the default is {TARGETS}")
+    results = aot.compile_kernels(targets)
+    print(f"{'target':<10} {'kernel':<44} {'result':<8}")
+    for result in results:
+        print(f"{result.target:<10} {result.kernel:<44} {'failed: ' + result.error if result.error else 'ok'}")
+    failed = sum(bool(result.error) for result in results)
+    print(f"{len(results) - failed} of {len(results)} kernels compiled for {', '.join(targets)}")
+    return EXIT_FAILED if failed or not results else EXIT_OK
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        Arguments without the program's name; ``sys.argv[1:]`` by default.
+
+    Returns
+    -------
+    int
+        Exit code: 0 all well, 1 a check failed, 2 wrong usage or something missing.
+
+    Examples
+    --------
+    >>> from driftmax.cli import main
+    >>> main(["bench", "--list"]) == 0  # doctest: +ELLIPSIS
+    categorical ...
+    True
+    """
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except (ImportError, FileNotFoundError, RuntimeError, ValueError) as error:
+        print(f"driftmax {arguments.command}: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    except KeyboardInterrupt:
+        print(f"driftmax {arguments.command}: interrupted", file=sys.stderr)
+        return 130
