@@ -41,7 +41,7 @@ class InvalidDistribution(ValueError):
 
 
 class BackendUnavailable(RuntimeError):
-    """A backend asked for by name (or the only one for a device) is not there; the message says what to install.
+    """A backend asked for by name, or the only one of a device, is not there; the message says what to do.
 
     Examples
     --------
@@ -54,7 +54,7 @@ class BackendUnavailable(RuntimeError):
 
 
 def raise_status(status: int, n1: int = 1) -> None:
-    """Raise what a kernel's status (0, or ``code | draw << 8``) says; `n1` is the number of positions per row."""
+    """Raise what a kernel's status (0, or ``code | draw << 8``) says; `n1`: positions per row."""
     if status == 0:
         return
     code, draw = status & 0xFF, status >> 8
@@ -63,7 +63,7 @@ def raise_status(status: int, n1: int = 1) -> None:
 
 
 def status_word(device: torch.device) -> Tensor:
-    """The int64[1] word of `device` that kernels write ``code | draw << 8`` into when they meet bad values."""
+    """The int64[1] word of `device` into which kernels write ``code | draw << 8`` on bad values."""
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
     word = _words.get(device)
@@ -75,8 +75,9 @@ def status_word(device: torch.device) -> Tensor:
 def check_status() -> None:
     """Raise the `InvalidDistribution` that a kernel has reported since the last call, if any.
 
-    GPU kernels cannot raise without a host sync; they leave a status word instead. This reads and clears it (one sync
-    per device used so far). ``driftmax.set_debug(True)`` does it after every op. CPU ops raise at once.
+    GPU kernels cannot raise without a host sync; they leave a status word instead. This reads and clears it
+    (one sync per device used so far). ``driftmax.set_debug(True)`` does it after every op. CPU ops raise at
+    once.
 
     Raises
     ------

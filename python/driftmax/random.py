@@ -1,4 +1,4 @@
-"""Who owns randomness: `RowStreams`, what `rng=` may be, and fills of noise. Layout of counters: docs/numerics.md."""
+"""Who owns randomness: `RowStreams`, what `rng=` may be, fills of noise. Counters: docs/numerics.md."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MAX_STEP = 2**24
 
 
 class StreamArguments(NamedTuple):
-    """Streams as the ops take them: plain integers where possible, tensors where given; None means "the default"."""
+    """Streams as the ops take them: plain integers where possible; None means "the default"."""
 
     seed: int
     seeds: Tensor | None  # int64, one or one per row; overrides seed
@@ -29,27 +29,29 @@ class StreamArguments(NamedTuple):
 class RowStreams:
     """One random stream per row of a batch: a row keeps its randomness wherever it goes.
 
-    Draw `i` of a row uses (seed, row id, position, step) and nothing else, so slicing, permuting, compacting or
-    sharding a batch together with its `RowStreams` leaves every row's draws as they were.
+    Draw `i` of a row uses (seed, row id, position, step) and nothing else, so slicing, permuting, compacting
+    or sharding a batch together with its `RowStreams` leaves every row's draws as they were.
 
     Parameters
     ----------
     seed : int or Tensor
-        64-bit seed in [-2**63, 2**64); negative values mean their two's complement. A tensor (int64 or uint64) holds one
-        seed for all rows (one element) or one per row, and may live on the device: nothing is read on the host.
+        64-bit seed in [-2**63, 2**64); negative values mean their two's complement. A tensor (int64 or
+        uint64) holds one seed for all rows (one element) or one per row, and may live on the device: nothing
+        is read on the host.
     rows : int or Tensor or sequence of int
         The number of rows, with ids 0, 1, ..., or the ids themselves, each in [0, 2**32).
     step : int or Tensor, default 0
-        Which call of a loop this is, in [0, 2**24). A one-element tensor keeps CUDA graphs and ``torch.compile`` from
-        baking the number in.
+        Which call of a loop this is, in [0, 2**24). A one-element tensor keeps CUDA graphs and
+        ``torch.compile`` from baking the number in.
     positions : Tensor or sequence of int, optional
-        One per draw, shape ``[len(rows)]`` or ``[len(rows), *P]`` for logits of shape ``[len(rows), *P, V]``; each in
-        [0, 2**32). By default the flat index in `P`.
+        One per draw, shape ``[len(rows)]`` or ``[len(rows), *P]`` for logits of shape ``[len(rows), *P, V]``;
+        each in [0, 2**32). By default the flat index in `P`.
 
     Raises
     ------
     ValueError, TypeError
-        On values out of range (tensors are looked into only on the CPU, outside ``torch.compile``) and wrong shapes.
+        On values out of range (tensors are looked into only on the CPU, outside ``torch.compile``) and wrong
+        shapes.
 
     Examples
     --------
@@ -76,7 +78,9 @@ class RowStreams:
         if isinstance(rows, (Tensor, Sequence)):
             self._rows = _ids("rows", rows)
             if self._rows.dim() != 1:
-                raise ValueError(f"rows must be a count or one-dimensional ids, not of shape {tuple(self._rows.shape)}")
+                raise ValueError(
+                    f"rows must be a count or one-dimensional ids, not of shape {tuple(self._rows.shape)}"
+                )
             self._count: int = self._rows.shape[0]
         else:
             self._count = operator.index(rows)
@@ -89,7 +93,7 @@ class RowStreams:
             self._positions = _ids("positions", positions)
             if self._positions.dim() == 0 or self._positions.shape[0] != self._count:
                 raise ValueError(
-                    f"positions must have shape [{self._count}, ...], one per draw of {self._count} rows, not "
+                    f"positions must have shape [{self._count}, ...], one per draw of the rows, not "
                     f"{tuple(self._positions.shape)}"
                 )
 
@@ -132,7 +136,9 @@ class RowStreams:
         elif isinstance(index, (Tensor, Sequence)):
             chosen = index if isinstance(index, Tensor) else torch.as_tensor(index)
             if chosen.dim() != 1 or chosen.dtype.is_floating_point:
-                raise IndexError("RowStreams takes an int, a slice, a 1-d integer tensor or a 1-d boolean mask")
+                raise IndexError(
+                    "RowStreams takes an int, a slice, a 1-d integer tensor or a 1-d boolean mask"
+                )
             if chosen.dtype == torch.bool and chosen.shape[0] != self._count:
                 raise IndexError(f"a mask of {chosen.shape[0]} rows does not fit {self._count} rows")
         else:
@@ -141,7 +147,9 @@ class RowStreams:
                 raise IndexError(f"row {number} is out of range for {self._count} rows")
             number %= self._count
             chosen = slice(number, number + 1)
-        rows = self.rows if self._rows is not None or isinstance(chosen, slice) else self.rows.to(chosen.device)
+        rows = (
+            self.rows if self._rows is not None or isinstance(chosen, slice) else self.rows.to(chosen.device)
+        )
         per_row = self._seeds is not None and self._seeds.shape[0] == self._count
         return RowStreams(
             self._seeds[chosen] if per_row and self._seeds is not None else self.seed,
@@ -150,7 +158,9 @@ class RowStreams:
             positions=None if self._positions is None else self._positions[chosen],
         )
 
-    def at(self, *, step: int | Tensor | None = None, positions: Tensor | Sequence[int] | None = None) -> RowStreams:
+    def at(
+        self, *, step: int | Tensor | None = None, positions: Tensor | Sequence[int] | None = None
+    ) -> RowStreams:
         """The same rows at another step, at other positions, or both; what is not given stays.
 
         Examples
@@ -199,10 +209,11 @@ Rng: TypeAlias = int | RowStreams | torch.Generator | None
 
 
 def resolve(rng: Rng, rows: int, draws: int, batch: Tensor) -> tuple[Any, ...]:
-    """Turn an `rng` argument into the fields of `StreamArguments` for `draws` draws in `rows` rows of `batch`.
+    """Turn an `rng` argument into the fields of `StreamArguments` for `draws` draws in `rows` rows.
 
-    A Generator, and None (torch's default generator of the device), only supply the seed. On other devices than the
-    CPU, and under ``torch.compile``, that seed stays a tensor: no host sync, and CUDA graphs replay with fresh seeds.
+    A Generator, and None (torch's default generator of the device), only supply the seed. On other devices
+    than the CPU, and under ``torch.compile``, that seed stays a tensor: no host sync, and CUDA graphs replay
+    with fresh seeds.
     """
     if type(rng) is int:
         return _wrap(rng), None, None, None, 0, None
@@ -212,18 +223,23 @@ def resolve(rng: Rng, rows: int, draws: int, batch: Tensor) -> tuple[Any, ...]:
             raise ValueError(f"rng holds {len(rng)} rows, the batch has {rows}")
         arguments = rng.arguments(device)
         if arguments.positions is not None and arguments.positions.numel() != draws:
-            raise ValueError(f"rng holds {arguments.positions.numel()} positions, the batch has {draws} draws")
+            raise ValueError(
+                f"rng holds {arguments.positions.numel()} positions, the batch has {draws} draws"
+            )
         return arguments
     if rng is None or isinstance(rng, torch.Generator):
         source = device if rng is None else rng.device
-        seeds = torch.randint(-(2**63), 2**63 - 1, (1,), generator=rng, device=source, dtype=torch.int64)
         if source.type == "cpu" and not torch.compiler.is_compiling():
+            seeds = torch.empty(1, dtype=torch.int64, device=source).random_(-(2**63), None, generator=rng)
             return int(seeds.item()), None, None, None, 0, None
+        seeds = torch.randint(-(2**63), 2**63 - 1, (1,), generator=rng, device=source, dtype=torch.int64)
         return 0, _on(seeds, device), None, None, 0, None
     try:
         return _wrap(operator.index(rng)), None, None, None, 0, None
     except TypeError:
-        raise TypeError(f"rng must be an int, RowStreams, torch.Generator or None, not {type(rng).__name__}") from None
+        raise TypeError(
+            f"rng must be an int, RowStreams, torch.Generator or None, not {type(rng).__name__}"
+        ) from None
 
 
 def _wrap(seed: int) -> int:
@@ -290,13 +306,14 @@ def bits(
 ) -> Tensor:
     """Independent uniform 32-bit words.
 
-    Parameters are those of `uniform`, except `dtype`: int32 is the only one; view it as uint32 for the unsigned words.
+    Parameters are those of `uniform`, except `dtype`: int32 is the only one; view it as uint32 for the
+    unsigned words.
 
     Examples
     --------
     >>> import driftmax
-    >>> driftmax.random.bits(4, rng=0).view(torch.uint32).tolist() if False else len(driftmax.random.bits(4, rng=0))
-    4
+    >>> driftmax.random.bits(4, rng=0).view(torch.uint32).tolist() if False else len(driftmax.random.bits(4,
+    rng=0)) 4
     """
     return _fill("bits", shape, rng, dtype, device, out, backend)
 
@@ -317,7 +334,8 @@ def uniform(
     shape : int or sequence of int
         Shape of the result. With a `RowStreams` of length B it starts with B, and row `b` is stream `b`.
     rng : int, RowStreams, torch.Generator or None, default None
-        The seed of one stream, or one stream per row. A Generator, or None for torch's default one, supplies a seed.
+        The seed of one stream, or one stream per row. A Generator, or None for torch's default one, supplies
+        a seed.
     dtype : torch.dtype, default torch.float32
         float32 (multiples of 2**-24, 23 random bits) or float64 (52 random bits).
     device : torch.device or str, optional

@@ -1,4 +1,4 @@
-"""The fused primitives, one module each: public signature, argument checks, registration (done by this import)."""
+"""The fused primitives, one module each; importing them registers the ops with torch."""
 
 from driftmax.ops import categorical, fill, gumbel_topk, lm_head_categorical
 

@@ -1,8 +1,9 @@
 """Op records, their registration with torch.library, and the one place that chooses a backend.
 
-In eager mode an op's implementation is called directly; under ``torch.compile``, ``torch.export`` or with tensor
-subclasses (fake tensors) the registered ``torch.ops.driftmax.<name>`` is, and ends in the same implementation.
-Every op writes into tensors that the caller allocated and returns nothing, so that `out=` and the compiled path are one.
+In eager mode an op's implementation is called directly; under ``torch.compile``, ``torch.export`` or with
+tensor subclasses (fake tensors) the registered ``torch.ops.driftmax.<name>`` is, and ends in the same
+implementation. Every op writes into tensors that the caller allocated and returns nothing, so that `out=` and
+the compiled path are one.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ Implementation = Callable[..., None]
 #: Every registered op by name.
 OPS: dict[str, Op] = {}
 
-_library = torch.library.Library("driftmax", "FRAGMENT")
+_Library: Any = torch.library.Library  # untyped in torch
+_library = _Library("driftmax", "FRAGMENT")
 _chosen: ContextVar[str] = ContextVar("driftmax_backend", default="auto")
 _debug = os.environ.get("DRIFTMAX_DEBUG", "0") not in ("", "0")
 
@@ -53,7 +55,8 @@ class Op:
     name : str
         Basename of the op's files and its name in ``torch.ops.driftmax``.
     schema : str
-        Arguments in torch.library's language, written tensors marked ``(a!)``. An argument ``str backend`` is appended.
+        Arguments in torch.library's language, written tensors marked ``(a!)``. An argument ``str backend`` is
+        appended.
     device_of : int
         Index of the argument whose device decides.
     cpp : callable
@@ -65,8 +68,8 @@ class Op:
 
     Notes
     -----
-    The Triton implementation is ``driftmax.kernels.<name>.<name>``, imported when first used. It takes the schema's
-    arguments in order and reports bad values through ``driftmax.errors.status_word``.
+    The Triton implementation is ``driftmax.kernels.<name>.<name>``, imported when first used. It takes the
+    schema's arguments in order and reports bad values through ``driftmax.errors.status_word``.
     """
 
     name: str
@@ -92,7 +95,7 @@ class Op:
         self.implementation(arguments[-1], arguments[self.device_of])(*arguments[:-1])
 
     def implementation(self, backend: str, tensor: Tensor) -> Implementation:
-        """The callable that runs this op on `tensor`'s device with `backend` ("auto": by `use_backend`, then device)."""
+        """What runs this op on `tensor`'s device with `backend` ("auto": by `use_backend`, then device)."""
         if backend == "auto":
             backend = _chosen.get()
             if backend == "auto":
@@ -115,18 +118,26 @@ class Op:
         if missing is not None:
             raise BackendUnavailable(f"backend {backend!r} is not available: {missing}")
         if backend == "triton":
-            found: Implementation = getattr(importlib.import_module(f"driftmax.kernels.{self.name}"), self.name)
+            found: Implementation = getattr(
+                importlib.import_module(f"driftmax.kernels.{self.name}"), self.name
+            )
         else:
             found = self.cpp if backend == "cpp" else self.reference
         self._resolved[backend] = found
         return found
 
     def runner(self, backend: str, tensor: Tensor) -> Implementation:
-        """What to call with the schema's arguments: the implementation itself, or the registered operator where a
-        compiler or a tensor subclass has to see it."""
+        """What to call with the schema's arguments.
+
+        The implementation itself, or the registered operator where a compiler or tensor subclass has to see it.
+        """
         if torch.compiler.is_compiling() or type(tensor) not in _PLAIN:
             operator = getattr(torch.ops.driftmax, self.name)
             return lambda *arguments: operator(*arguments, backend)
+        # The usual case first: CPU tensors, nothing forced. Its errors raise at once, so debugging adds
+        # nothing.
+        if tensor.is_cpu and backend == "auto" and core is not None and _chosen.get() == "auto":
+            return self.cpp
         return self.implementation(backend, tensor)
 
 
@@ -148,12 +159,16 @@ def _interpreted() -> bool:
 def _missing(backend: str) -> str | None:
     """Why `backend` cannot be used here, and what to do about it; None if it can."""
     if backend == "cpp" and _core_error is not None:
-        return f"the compiled core does not import ({_core_error}); reinstall with a C++ compiler: pip install ."
+        return (
+            f"the compiled core does not import ({_core_error}); reinstall with a C++ compiler: pip install ."
+        )
     if backend == "triton":
         if importlib.util.find_spec("triton") is None:
             return "triton is not installed; pip install triton (Linux)"
         if not torch.cuda.is_available() and not _interpreted():
-            return "torch sees no CUDA or ROCm device; install a torch built for your GPU, or set TRITON_INTERPRET=1"
+            return (
+                "torch sees no CUDA or ROCm device; install a torch for your GPU, or set TRITON_INTERPRET=1"
+            )
     return None
 
 
@@ -171,12 +186,14 @@ def available_backends() -> dict[str, str | None]:
 
 def _require_name(backend: str) -> None:
     if backend not in BACKENDS:
-        raise ValueError(f"backend must be 'auto' or one of {', '.join(map(repr, BACKENDS))}, not {backend!r}")
+        raise ValueError(
+            f"backend must be 'auto' or one of {', '.join(map(repr, BACKENDS))}, not {backend!r}"
+        )
 
 
 @contextmanager
 def use_backend(backend: str) -> Iterator[None]:
-    """Run every op inside the block with `backend`, unless a call names its own. Per thread and per async task.
+    """Run every op inside the block with `backend`, unless a call names its own; per thread and async task.
 
     With ``torch.compile`` put the block around the call of the compiled function, not into it.
 
@@ -213,7 +230,7 @@ def use_backend(backend: str) -> Iterator[None]:
 
 
 def set_debug(enabled: bool) -> None:
-    """Check the kernels' status word after every op, at the price of a device sync (also ``DRIFTMAX_DEBUG=1``).
+    """Check the kernels' status word after every op, at a device sync each (also ``DRIFTMAX_DEBUG=1``).
 
     Examples
     --------

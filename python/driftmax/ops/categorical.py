@@ -15,8 +15,8 @@ from driftmax.ops._arguments import (
     PerRow,
     PerRowInt,
     check_floats,
+    empty,
     method_code,
-    new_tokens,
     options,
     rows_first,
     sink,
@@ -85,10 +85,12 @@ def categorical(
     Parameters
     ----------
     logits : Tensor
-        ``[..., V]`` in float16, bfloat16, float32 or float64. -inf means probability zero. Any strides; the last one
-        should be 1, and the dimensions between first and last should be collapsible, else a copy is made.
+        ``[..., V]`` in float16, bfloat16, float32 or float64. -inf means probability zero. Any strides; the
+        last one should be 1, and the dimensions between first and last should be collapsible, else a copy is
+        made.
     temperature : float or one per row, default 1.0
-        0 takes the largest logit, the lowest index on ties. Per-row values broadcast to ``logits.shape[:-1]``.
+        0 takes the largest logit, the lowest index on ties. Per-row values broadcast to
+        ``logits.shape[:-1]``.
     top_k : int or one per row, optional
         Keep the k largest logits (ties by lower index).
     top_p : float or one per row, optional
@@ -96,11 +98,12 @@ def categorical(
     min_p : float or one per row, optional
         Then keep tokens at least min_p times as probable as the most probable one.
     method : {"auto", "block", "gumbel"}, default "auto"
-        "gumbel" gives each token its own Gumbel: ``argmax(logits / T + G)``, with G as `driftmax.random` promises (for
-        couplings and replay). "block" (which "auto" is) draws a block of 1024 tokens by its mass, then the token
-        inside by Gumbels: the same law from V / 1024 + 1024 random numbers.
+        "gumbel" gives each token its own Gumbel: ``argmax(logits / T + G)``, with G as `driftmax.random`
+        promises (for couplings and replay). "block" (which "auto" is) draws a block of 1024 tokens by its
+        mass, then the token inside by Gumbels: the same law from V / 1024 + 1024 random numbers.
     rng : int, RowStreams, torch.Generator or None, default None
-        An int is the seed of rows 0, 1, ...; a Generator, or None for torch's default one, supplies that seed.
+        An int is the seed of rows 0, 1, ...; a Generator, or None for torch's default one, supplies that
+        seed.
     out : Tensor, optional
         int64 of shape ``logits.shape[:-1]``.
     return_stats : bool, default False
@@ -116,7 +119,8 @@ def categorical(
     Raises
     ------
     InvalidDistribution
-        A row with NaN or +inf, or with no token of positive probability (on a GPU: see `driftmax.check_status`).
+        A row with NaN or +inf, or with no token of positive probability (on a GPU: see
+        `driftmax.check_status`).
     ValueError, TypeError
         Arguments of wrong rank, dtype, device or range.
     BackendUnavailable
@@ -124,10 +128,11 @@ def categorical(
 
     Notes
     -----
-    Gumbel-max: Gumbel (1954); Maddison et al., "A* Sampling" (2014), section 2. The total variation distance between
-    the law drawn and the softmax is at most ``2**-20 * (1 + r / 16)`` for "block", with r the largest difference of
-    scaled logits that matters, and ``2**-44`` for "gumbel", for every input dtype and every V up to 2**32; the noise
-    reaches 45, so tokens down to e**-45 are drawn (docs/numerics.md, section 3). One read of the logits.
+    Gumbel-max: Gumbel (1954); Maddison et al., "A* Sampling" (2014), section 2. The total variation distance
+    between the law drawn and the softmax is at most ``2**-20 * (1 + r / 16)`` for "block", with r the largest
+    difference of scaled logits that matters, and ``2**-44`` for "gumbel", for every input dtype and every V
+    up to 2**32; the noise reaches 45, so tokens down to e**-45 are drawn (docs/numerics.md, section 3). One
+    read of the logits.
 
     Examples
     --------
@@ -145,11 +150,11 @@ def categorical(
         raise ValueError(f"logits of shape {tuple(logits.shape)} have no token to draw")
     code = method_code(method)
     chosen = options(temperature, top_k, top_p, min_p, lead, logits)
-    tokens = new_tokens(lead, logits) if out is None else sink(out, lead, torch.int64, logits.device)
+    tokens = empty(lead, torch.int64, logits) if out is None else sink(out, lead, torch.int64, logits.device)
     stats = None
     if return_stats:
         kind = torch.float64 if logits.dtype == torch.float64 else torch.float32
-        stats = torch.empty((4, *lead), dtype=kind, device=logits.device)
+        stats = empty((4, *lead), kind, logits)
     draws = tokens.numel()
     streams = resolve(rng, lead[0] if lead else 1, draws, logits)
     if draws:
@@ -179,8 +184,9 @@ def run_core(
     min_ps: Tensor | None,
     method: int,
     first: int = 0,
+    per_row: int = 0,
 ) -> None:
-    """The compiled core on `logits`, whose first draw is number `first` of the user's batch (errors name it)."""
+    """The compiled core; errors count draws from `first`, and `per_row` of them to a row, where logits are a part."""
     shape, strides = logits.shape, logits.stride()
     n1, s1 = (shape[1], strides[1]) if len(shape) == 3 else (1, 0)
     if seeds is not None and seeds.numel() == 1:
@@ -212,7 +218,7 @@ def run_core(
         torch.get_num_threads(),
     )
     if status:
-        raise_status(status + (first << 8), n1)
+        raise_status(status + (first << 8), per_row or n1)
 
 
 def _samples() -> Iterator[tuple[Any, ...]]:

@@ -34,7 +34,7 @@ def fill(
     out: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """A tensor of `kind` noise ("bits", "uniform", "exponential", "gumbel", "normal"); see ``driftmax.random``.
+    """A tensor of "bits", "uniform", "exponential", "gumbel" or "normal" noise; see ``driftmax.random``.
 
     Examples
     --------
@@ -51,7 +51,9 @@ def fill(
     if device is None:
         device = "cpu" if out is None else out.device
     device = torch.device(device)
-    values = torch.empty(shape, dtype=dtype, device=device) if out is None else sink(out, shape, dtype, device)
+    values = (
+        torch.empty(shape, dtype=dtype, device=device) if out is None else sink(out, shape, dtype, device)
+    )
     n_rows = 1
     if isinstance(rng, RowStreams):
         if not shape or shape[0] != len(rng):

@@ -14,7 +14,7 @@ from driftmax.ops._arguments import (
     PerRow,
     PerRowInt,
     check_floats,
-    new_tokens,
+    empty,
     options,
     pointer,
     rows_first,
@@ -27,7 +27,8 @@ from driftmax.reference.gumbel_topk import gumbel_topk as reference
 __all__ = ["gumbel_topk"]
 
 SCHEMA = (
-    # logits [rows, V] or [rows, positions, V], unit last stride; tokens int64 and scores float64 contiguous [draws, k]
+    # logits [rows, V] or [rows, positions, V], unit last stride; tokens int64 and scores float64 contiguous
+    # [draws, k]
     "Tensor logits, SymInt k, Tensor(a!) tokens, Tensor(b!)? scores, "
     "SymInt seed, Tensor? seeds, Tensor? rows, Tensor? positions, SymInt step, Tensor? steps, "
     "float temperature, Tensor? temperatures, SymInt top_k, Tensor? top_ks, float top_p, Tensor? top_ps, "
@@ -83,15 +84,15 @@ def gumbel_topk(
     Parameters
     ----------
     logits : Tensor
-        ``[..., V]``, as for `driftmax.categorical`, and so are temperature, top_k, top_p, min_p, rng and backend. At
-        temperature 0 the result is the `k` largest logits in decreasing order.
+        ``[..., V]``, as for `driftmax.categorical`, and so are temperature, top_k, top_p, min_p, rng and
+        backend. At temperature 0 the result is the `k` largest logits in decreasing order.
     k : int
         Draws per row, from 1 to V.
     out : Tensor, optional
         int64 of shape ``[..., k]``.
     return_scores : bool, default False
-        Also return the perturbed logits ``logits / T + G`` of the tokens, float64 of the same shape, in decreasing
-        order; they serve estimators that weigh draws without replacement.
+        Also return the perturbed logits ``logits / T + G`` of the tokens, float64 of the same shape, in
+        decreasing order; they serve estimators that weigh draws without replacement.
 
     Returns
     -------
@@ -125,8 +126,10 @@ def gumbel_topk(
         raise ValueError(f"k must be between 1 and the {vocab} tokens of logits, not {k}")
     chosen = options(temperature, top_k, top_p, min_p, lead, logits)
     shape = (*lead, k)
-    tokens = new_tokens(shape, logits) if out is None else sink(out, shape, torch.int64, logits.device)
-    scores = torch.empty(shape, dtype=torch.float64, device=logits.device) if return_scores else None
+    tokens = (
+        empty(shape, torch.int64, logits) if out is None else sink(out, shape, torch.int64, logits.device)
+    )
+    scores = empty(shape, torch.float64, logits) if return_scores else None
     draws = tokens.numel() // k
     streams = resolve(rng, lead[0] if lead else 1, draws, logits)
     if draws:

@@ -15,8 +15,8 @@ from driftmax.ops._arguments import (
     PerRow,
     PerRowInt,
     check_floats,
+    empty,
     method_code,
-    new_tokens,
     options,
     pointer,
     rows_first,
@@ -92,7 +92,7 @@ def lm_head_categorical(
     return_stats: bool = False,
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, CategoricalStats]:
-    """Draw one token per row from ``softmax((hidden @ weight.T + bias) / temperature)``; the logits are never stored.
+    """Draw one token per row of the logits ``hidden @ weight.T + bias``, which are never stored.
 
     Parameters
     ----------
@@ -108,8 +108,9 @@ def lm_head_categorical(
     Returns
     -------
     Tensor, or (Tensor, CategoricalStats)
-        int64 tokens of shape ``hidden.shape[:-1]``: those of ``categorical(hidden @ weight.T + bias, ...)`` with the same
-        rng, but for the rounding of the matrix product. Stats are float32, or float64 for float64 inputs.
+        int64 tokens of shape ``hidden.shape[:-1]``: those of ``categorical(hidden @ weight.T + bias, ...)``
+        with the same rng, but for the rounding of the matrix product. Stats are float32, or float64 for
+        float64 inputs.
 
     Raises
     ------
@@ -118,9 +119,9 @@ def lm_head_categorical(
 
     Notes
     -----
-    On the CPU the vocabulary is cut into tiles of 2 MB that go through torch's GEMM and then, still in cache, through the
-    block pass; extra memory is a few MB whatever V and the batch are. With top_k, top_p or min_p, and for
-    float64, a few whole rows of logits at a time.
+    On the CPU the vocabulary is cut into tiles of 2 MB that go through torch's GEMM and then, still in cache,
+    through the block pass; extra memory is a few MB whatever V and the batch are. With top_k, top_p or min_p,
+    and for float64, a few whole rows of logits at a time.
 
     Examples
     --------
@@ -133,11 +134,11 @@ def lm_head_categorical(
     *lead, _ = hidden.shape
     code = method_code(method)
     chosen = options(temperature, top_k, top_p, min_p, lead, hidden)
-    tokens = new_tokens(lead, hidden) if out is None else sink(out, lead, torch.int64, hidden.device)
+    tokens = empty(lead, torch.int64, hidden) if out is None else sink(out, lead, torch.int64, hidden.device)
     stats = None
     if return_stats:
         kind = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-        stats = torch.empty((4, *lead), dtype=kind, device=hidden.device)
+        stats = empty((4, *lead), kind, hidden)
     draws = tokens.numel()
     streams = resolve(rng, lead[0] if lead else 1, draws, hidden)
     if draws:
@@ -155,13 +156,17 @@ def _check(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     if weight.shape[0] == 0:
         raise ValueError("weight has no token to draw")
     if weight.dtype != hidden.dtype or weight.device != hidden.device:
-        raise ValueError(f"weight is {weight.dtype} on {weight.device}, hidden {hidden.dtype} on {hidden.device}")
+        raise ValueError(
+            f"weight is {weight.dtype} on {weight.device}, hidden {hidden.dtype} on {hidden.device}"
+        )
     if bias is not None:
         check_floats("bias", bias)
         if bias.shape != weight.shape[:1]:
             raise ValueError(f"bias must have shape [{weight.shape[0]}], not {tuple(bias.shape)}")
         if bias.dtype != hidden.dtype or bias.device != hidden.device:
-            raise ValueError(f"bias is {bias.dtype} on {bias.device}, hidden {hidden.dtype} on {hidden.device}")
+            raise ValueError(
+                f"bias is {bias.dtype} on {bias.device}, hidden {hidden.dtype} on {hidden.device}"
+            )
 
 
 @torch.no_grad()
@@ -206,9 +211,10 @@ def _tiles(
     product = torch.empty(most_rows * columns, dtype=hidden.dtype)
     tile = product if hidden.dtype == torch.float32 else torch.empty(most_rows * columns)
     state = torch.empty(most_rows * core.lm_head_state_bytes(), dtype=torch.uint8)
-    stream = (streams.seed & 0xFFFFFFFFFFFFFFFF, pointer(streams.seeds), pointer(streams.rows))
-    stream = (*stream, pointer(streams.positions), streams.step)
+    seeding = (streams.seed & 0xFFFFFFFFFFFFFFFF, pointer(streams.seeds))
+    stream = (*seeding, pointer(streams.rows), pointer(streams.positions), streams.step)
     scale = (law.temperature, pointer(law.temperatures))
+    mode = (method, int(stats is not None), state.data_ptr(), threads)
     for first in range(0, draws, most_rows):
         part = hidden[first : first + most_rows]
         state.zero_()
@@ -220,8 +226,7 @@ def _tiles(
             if tile is not product:
                 tile[: sink.numel()] = sink.view(-1)
             shape = (part.shape[0], width, begin, width, vocab, n1, first)
-            kept = (method, int(stats is not None), state.data_ptr(), threads)
-            raise_status(core.lm_head_tile(tile.data_ptr(), *shape, *stream, *scale, *kept), n1)
+            raise_status(core.lm_head_tile(tile.data_ptr(), *shape, *stream, *scale, *mode), n1)
         where = (tokens.data_ptr() + 8 * first, 0 if stats is None else stats.data_ptr() + 4 * first)
         core.lm_head_finish(state.data_ptr(), part.shape[0], first, *scale, *where, draws)
     drawn = tokens.view(-1)
@@ -253,13 +258,14 @@ def _whole_rows(
         count = part.stop - first
         logits = product[: count * vocab].view(count, vocab)
         _product(hidden[part], weight, bias, logits)
-        some = Options(*(v.reshape(-1)[part] if isinstance(v, Tensor) else v for v in law))
+        some = [v.reshape(-1)[part] if isinstance(v, Tensor) else v for v in law]
         drawn, kept = torch.empty(count, dtype=torch.int64), None
         if stats is not None:
             kept = torch.empty(4, count, dtype=stats.dtype)
         seeds = None if streams.seeds is None else streams.seeds[row[part]]
         stream = (streams.seed, seeds, rows[part], positions[part], streams.step, None)
-        run_core(logits, drawn, kept, *stream, *some, method, first)
+        rest: list[Any] = [*stream, *some, method]
+        run_core(logits, drawn, kept, *rest, first=first, per_row=n1)
         tokens.view(-1)[part] = drawn
         if stats is not None and kept is not None:
             stats.view(4, -1)[:, part] = kept

@@ -1,4 +1,4 @@
-"""`categorical` in plain torch: softmax in float64, filters by sorting, races as docs/numerics.md section 3 states them."""
+"""`categorical` in plain torch: softmax in float64, filters by sorting, races as in docs/numerics.md."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ class Filters(NamedTuple):
     min_p: Tensor
 
 
-def per_draw(scalar: float, values: Tensor | None, draws: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def per_draw(
+    scalar: float, values: Tensor | None, draws: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
     """An op's (scalar, tensor or None) pair as a tensor of one value per draw."""
     if values is None:
         return torch.full((draws,), scalar, dtype=dtype, device=device)
@@ -66,7 +68,9 @@ def block_race(y: Tensor, streams: Streams) -> Tensor:
     draws, vocab = y.shape
     blocks = torch.nn.functional.pad(y, (0, -vocab % BLOCK), value=-torch.inf).view(draws, -1, BLOCK)
     mass = (blocks - y.amax(1)[:, None, None]).exp().sum(2)
-    clock = noise.exponential(*words64(streams, BLOCK_NOISE, 0, mass.shape[1])) / mass  # inf where the mass is 0
+    clock = (
+        noise.exponential(*words64(streams, BLOCK_NOISE, 0, mass.shape[1])) / mass
+    )  # inf where the mass is 0
     winner = clock.argmin(1)
     inside = blocks[torch.arange(draws, device=y.device), winner]
     return winner * BLOCK + (inside + token_gumbels(streams, TOKEN, winner * BLOCK, BLOCK)).argmax(1)
@@ -86,7 +90,7 @@ def statistics(y: Tensor, tokens: Tensor) -> Tensor:
 def draw(
     y: Tensor, temperature: Tensor, filters: Filters | None, streams: Streams, method: int
 ) -> tuple[Tensor, Tensor]:
-    """Tokens of rows of logits [draws, V] in float64, and the scaled and filtered logits they were drawn from."""
+    """Tokens of float64 logits [draws, V], and the scaled and filtered logits they were drawn from."""
     greedy = temperature == 0
     y = y / torch.where(greedy, 1.0, temperature)[:, None]
     if filters is not None:

@@ -1,6 +1,7 @@
 """Noise from random words, operation for operation as docs/numerics.md section 2 writes it, and fills of it.
 
-Every product and sum is its own torch operation, so nothing is contracted and every backend can match the bits.
+Every product and sum is its own torch operation, so nothing is contracted and every backend can match the
+bits.
 """
 
 from __future__ import annotations
@@ -105,12 +106,12 @@ def gumbel(hi: Tensor, lo: Tensor, dtype: torch.dtype = torch.float64) -> Tensor
 
 
 def _sqrt(x: Tensor) -> Tensor:
-    """Correctly rounded: torch's CPU square root is a library's, and off by one bit now and then (test_fill.py)."""
+    """Correctly rounded; torch's square root on the CPU is a library's and sometimes one bit off."""
     return torch.from_numpy(np.sqrt(x.numpy())) if x.device.type == "cpu" else torch.sqrt(x)
 
 
 def normal(hi: Tensor, lo: Tensor, dtype: torch.dtype) -> Tensor:
-    """Box–Muller on pairs (radius from the even element's draw, angle from the odd one's); [..., 2n] in and out."""
+    """Box–Muller on pairs: radius from the even element's draw, angle from the odd one's; [..., 2n]."""
     radius = _sqrt(2 * exponential(hi[..., 0::2], lo[..., 0::2], dtype))
     angle, fine = hi[..., 1::2], lo[..., 1::2]
     quadrant = ((angle + 0x20000000) & MASK) >> 30
@@ -149,7 +150,7 @@ def fill(
     step: int,
     steps: Tensor | None,
 ) -> None:
-    """Fill the contiguous `out`, seen as [n_rows, length], with one stream per row. See ``driftmax.random``."""
+    """Fill the contiguous `out`, seen as [n_rows, length], one stream per row. See ``driftmax.random``."""
     if positions is None:
         positions = torch.zeros(n_rows, dtype=torch.int64, device=out.device)
     streams = make_streams(n_rows, 1, seed, seeds, rows, positions, step, steps, out.device)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -31,10 +33,10 @@ def lm_head_categorical(
     min_ps: Tensor | None,
     method: int,
 ) -> None:
-    """Write one token per row of `hidden`. See ``driftmax.lm_head_categorical``; arguments as in its op's schema."""
+    """Write one token per row of `hidden`. See ``driftmax.lm_head_categorical``; arguments as in its op."""
     logits = hidden.double() @ weight.double().T
     if bias is not None:
         logits = logits + bias.double()
-    stream = (seed, seeds, rows, positions, step, steps)
-    law = (temperature, temperatures, top_k, top_ks, top_p, top_ps, min_p, min_ps, method)
+    stream: tuple[Any, ...] = (seed, seeds, rows, positions, step, steps)
+    law: tuple[Any, ...] = (temperature, temperatures, top_k, top_ks, top_p, top_ps, min_p, min_ps, method)
     categorical(logits, tokens, stats, *stream, *law)

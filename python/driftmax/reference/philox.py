@@ -18,7 +18,7 @@ def _multiply(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def philox4x32(counter: tuple[Tensor, ...], key: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Ten rounds on four counter words under two key words; all int64 tensors holding 32-bit words, broadcast."""
+    """Ten rounds on four counter words under two key words: int64 tensors of 32-bit words, broadcast."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
@@ -36,7 +36,6 @@ class Streams(NamedTuple):
     row: Tensor
     position: Tensor
     step: Tensor
-
 
 
 def streams(
@@ -64,13 +63,13 @@ def streams(
 
 
 def words(streams: Streams, purpose: int, start: Tensor | int, count: int) -> Tensor:
-    """32-bit words of elements start .. start + count of each stream, int64 [draws, count]; `start` divides by four."""
+    """Words of elements start .. start + count of each stream, [draws, count]; `start` divides by four."""
     seed, row, position, step = (field.unsqueeze(1) for field in streams)
     first = torch.as_tensor(start, device=seed.device).reshape(-1, 1) // 4
     block = first + torch.arange((count + 3) // 4, device=seed.device)
     counter = (block & MASK, (position + (block >> 32)) & MASK, step | (purpose << 24), row)
     output = philox4x32(counter, (seed & MASK, (seed >> 32) & MASK))
-    return torch.stack(torch.broadcast_tensors(*output), dim=-1).flatten(1)[:, :count]
+    return torch.stack(output, dim=-1).flatten(1)[:, :count]
 
 
 def words64(streams: Streams, purpose: int, start: Tensor | int, count: int) -> tuple[Tensor, Tensor]:
