@@ -1,0 +1,393 @@
+// Random and hostile arguments for every kernel, checked against oracle.h and against themselves on every instruction
+// set, thread count and split of the batch. Any crash, out-of-range token, wrong status or differing bit aborts with the
+// seed and case number to replay.
+#include "isa.h"
+#include "oracle.h"
+
+namespace fuzz {
+namespace {
+
+using driftmax::CategoricalArgs;
+using driftmax::Kernels;
+using driftmax::Method;
+using driftmax::Status;
+
+struct Result {
+    Status status = 0;
+    std::vector<int64_t> tokens;
+    Buffer stats;
+    std::vector<double> scores;
+    bool operator==(const Result& o) const {
+        return status == o.status && (status != 0 || (tokens == o.tokens && stats.same_bytes(o.stats) && same_scores(o)));
+    }
+    bool same_scores(const Result& o) const {
+        return scores.size() == o.scores.size() &&
+               (scores.empty() || std::memcmp(scores.data(), o.scores.data(), scores.size() * 8) == 0);
+    }
+};
+
+std::string draw_text(int64_t draw, int64_t token) {
+    return "draw " + std::to_string(draw) + ", token " + std::to_string(token);
+}
+
+void check_status(const Case& c, const std::vector<Row>& rows, Status status) {
+    bool any = false;
+    for (const Row& row : rows) any |= row.fault != driftmax::kOk;
+    if (!any) return require(status == 0, "status " + std::to_string(status) + " without a fault");
+    require(status != 0, "a fault went unnoticed");
+    int64_t draw = status >> 8, code = status & 255;
+    require(draw >= 0 && draw < c.draws(), "status names row " + std::to_string(draw));
+    require(code == rows[draw].fault || code == rows[draw].other_fault,
+            "code " + std::to_string(code) + " for row " + std::to_string(draw));
+}
+
+std::vector<Row> read_rows(const Case& c) {
+    std::vector<Row> rows;
+    for (int64_t i = 0; i < c.draws(); ++i) rows.push_back(read_row(c, i));
+    return rows;
+}
+
+// ---- categorical -----------------------------------------------------------------------------------------------------
+
+Result run_categorical(const Kernels& kernels, const Case& c, Method method, bool stats, int threads) {
+    Result r;
+    r.tokens.assign(c.draws(), -7);
+    if (stats) r.stats = Buffer(c.logits.dtype() == DType::f64 ? DType::f64 : DType::f32, 4 * c.draws());
+    CategoricalArgs a;
+    a.logits = c.view();
+    a.streams = c.streams();
+    a.options = c.options();
+    a.method = method;
+    a.tokens = r.tokens.data();
+    a.stats = stats ? r.stats.data() : nullptr;
+    a.threads = threads;
+    r.status = kernels.categorical(a);
+    return r;
+}
+
+// One draw of a case as a batch of its own.
+Case single(const Case& c, int64_t draw) {
+    Case s;
+    int64_t lead = draw / c.n1;
+    s.n0 = s.n1 = 1;
+    s.s0 = s.s1 = s.vocab = c.vocab;
+    s.logits = Buffer(c.logits.dtype(), c.vocab);
+    std::memcpy(s.logits.data(),
+                static_cast<const unsigned char*>(c.logits.data()) +
+                    (lead * c.s0 + draw % c.n1 * c.s1) * static_cast<int64_t>(size_of(c.logits.dtype())),
+                s.logits.nbytes());
+    s.seed = c.seeds.empty() ? c.seed : static_cast<uint64_t>(c.seeds[lead]);
+    s.step = c.step;
+    s.row_ids = {c.row_ids.empty() ? lead : c.row_ids[lead]};
+    s.positions = {c.positions.empty() ? draw % c.n1 : c.positions[draw]};
+    s.temperature = c.temperature_of(draw);
+    s.top_k = c.top_k_of(draw);
+    s.top_p = c.top_p_of(draw);
+    s.min_p = c.min_p_of(draw);
+    return s;
+}
+
+void check_stat(double got, double want, const char* name, int64_t draw) {
+    if (std::fabs(got - want) <= 1e-5 + 1e-5 * std::fabs(want)) return;
+    char text[160];
+    std::snprintf(text, sizeof text, "%s of draw %lld is %.9g, should be %.9g", name, static_cast<long long>(draw), got, want);
+    fail(text);
+}
+
+void check_stats(const Case& c, const Row& row, const Kept& kept, int64_t draw, const Result& r) {
+    if (!kept.known) return;
+    ExpectedStats want = expected_stats(row, kept, r.tokens[draw]);
+    if (std::fabs(want.log_z) > 1e9 || std::fabs(want.log_prob) > 1e30) return;  // doubles near log Z are 1e-7 apart
+    check_stat(r.stats.get(draw), want.log_prob, "log_prob", draw);
+    check_stat(r.stats.get(c.draws() + draw), want.log_z, "log_z", draw);
+    check_stat(r.stats.get(2 * c.draws() + draw), want.entropy, "entropy", draw);
+    check_stat(r.stats.get(3 * c.draws() + draw), want.margin, "margin", draw);
+}
+
+void check_draw(const Case& c, const Row& row, int64_t draw, Method method, const Result& r) {
+    int64_t token = r.tokens[draw];
+    require(token >= 0 && token < c.vocab, "out of range: " + draw_text(draw, token));
+    require(row.logit[token] > -kInf, "impossible token: " + draw_text(draw, token));
+    Kept kept = kept_set(c, draw, row);
+    require(!kept.known || kept.in[token], "filtered token: " + draw_text(draw, token));
+    int64_t want = expected_token(c, row, kept, draw, method);
+    require(want < 0 || want == token, "expected " + std::to_string(want) + ": " + draw_text(draw, token));
+    if (r.stats.count()) check_stats(c, row, kept, draw, r);
+}
+
+void fuzz_categorical(Random& r) {
+    Case c = random_case(r, r.chance(4), r.chance(2));
+    Method method = r.chance(2) ? Method::block : Method::gumbel;
+    bool stats = r.chance(2);
+    context().what = "categorical, " + describe(c) + (method == Method::block ? " block" : " gumbel");
+    const Kernels* all = driftmax::available_kernels();
+    Result first = run_categorical(all[0], c, method, stats, 1);
+    std::vector<Row> rows = read_rows(c);
+    check_status(c, rows, first.status);
+    for (const Kernels* k = all; k->name; ++k) {
+        int threads = static_cast<int>(1 + r.below(9));
+        Result again = run_categorical(*k, c, method, stats, threads);
+        if (first.status != 0) require(again.status != 0, std::string("no fault seen on ") + k->name);
+        else require(again == first, std::string("differs on ") + k->name + " with threads " + std::to_string(threads));
+    }
+    if (first.status != 0) return;
+    for (int64_t i = 0; i < c.draws(); ++i) check_draw(c, rows[i], i, method, first);
+    if (c.draws() == 0) return;
+    int64_t draw = r.below(c.draws());
+    Result alone = run_categorical(all[0], single(c, draw), method, stats, static_cast<int>(1 + r.below(4)));
+    require(alone.tokens[0] == first.tokens[draw], "alone " + std::to_string(alone.tokens[0]) + ", in its batch " +
+                                                        draw_text(draw, first.tokens[draw]));
+    for (int64_t j = 0; stats && j < 4; ++j)
+        require(alone.stats.get(j) == first.stats.get(j * c.draws() + draw), "a statistic depends on the batch");
+}
+
+// ---- gumbel_topk -----------------------------------------------------------------------------------------------------
+
+Result run_topk(const Kernels& kernels, const Case& c, int64_t k, bool scores, int threads) {
+    Result r;
+    r.tokens.assign(c.draws() * k, -7);
+    if (scores) r.scores.assign(c.draws() * k, -7.0);
+    driftmax::GumbelTopkArgs a;
+    a.logits = c.view();
+    a.streams = c.streams();
+    a.options = c.options();
+    a.k = k;
+    a.tokens = r.tokens.data();
+    a.scores = scores ? r.scores.data() : nullptr;
+    a.threads = threads;
+    r.status = kernels.gumbel_topk(a);
+    return r;
+}
+
+void check_ranking(const Case& c, const Row& row, const Kept& kept, int64_t draw, int64_t k, const Result& r) {
+    std::vector<std::pair<double, int64_t>> order;  // minus the score, token: sorts as the contract says
+    for (int64_t v = 0; v < c.vocab; ++v)
+        if (kept.in[v]) order.emplace_back(-(row.temperature > 0 ? race_score(c, row, draw, v, driftmax::oracle::kTopkNoise) : row.logit[v]), v);
+    std::partial_sort(order.begin(), order.begin() + k, order.end());
+    for (int64_t j = 0; j < k; ++j) {
+        int64_t token = r.tokens[draw * k + j];
+        require(token == order[j].second, "rank " + std::to_string(j) + " should be " + std::to_string(order[j].second) +
+                                              ": " + draw_text(draw, token));
+        if (!r.scores.empty()) require(r.scores[draw * k + j] == -order[j].first, "score: " + draw_text(draw, token));
+    }
+}
+
+void check_topk(const Case& c, const std::vector<Row>& rows, const std::vector<Kept>& kept, int64_t k, const Result& r) {
+    for (int64_t i = 0; i < c.draws(); ++i) {
+        std::vector<int64_t> seen(r.tokens.begin() + i * k, r.tokens.begin() + (i + 1) * k);
+        for (int64_t token : seen) {
+            require(token >= 0 && token < c.vocab, "out of range: " + draw_text(i, token));
+            require(rows[i].logit[token] > -kInf, "impossible token: " + draw_text(i, token));
+        }
+        std::sort(seen.begin(), seen.end());
+        require(std::adjacent_find(seen.begin(), seen.end()) == seen.end(), "a token twice in draw " + std::to_string(i));
+        if (kept[i].known) check_ranking(c, rows[i], kept[i], i, k, r);
+    }
+}
+
+void fuzz_topk(Random& r) {
+    Case c = random_case(r, r.chance(6), r.chance(3));
+    int64_t k = std::min(c.vocab, r.chance(4) ? c.vocab : 1 + r.below(20));
+    context().what = "gumbel_topk k " + std::to_string(k) + ", " + describe(c);
+    std::vector<Row> rows = read_rows(c);
+    std::vector<Kept> kept;
+    bool fault = false, few = false, sure = true;
+    for (int64_t i = 0; i < c.draws(); ++i) {
+        fault |= rows[i].fault != driftmax::kOk;
+        kept.push_back(rows[i].fault == driftmax::kOk ? kept_set(c, i, rows[i]) : Kept{});
+        sure = sure && (kept[i].known || c.vocab == 1);
+        few |= rows[i].fault == driftmax::kOk && kept[i].count < k;
+    }
+    const Kernels* all = driftmax::available_kernels();
+    bool scores = r.chance(2);
+    Result first = run_topk(all[0], c, k, scores, 1);
+    if (fault || few) require(first.status != 0 || !sure, "a fault went unnoticed");
+    else if (sure) require(first.status == 0, "status " + std::to_string(first.status) + " without a fault");
+    if (few && !fault && sure) require((first.status & 255) == driftmax::kTooFew, "not reported as too few");
+    for (const Kernels* kernels = all; kernels->name; ++kernels) {
+        Result again = run_topk(*kernels, c, k, scores, static_cast<int>(1 + r.below(9)));
+        if (first.status != 0) require(again.status != 0, std::string("no fault seen on ") + kernels->name);
+        else require(again == first, std::string("differs on ") + kernels->name);
+    }
+    if (first.status == 0) check_topk(c, rows, kept, k, first);
+}
+
+// ---- lm_head ---------------------------------------------------------------------------------------------------------
+
+Result run_lm_head(const Kernels& kernels, const Case& c, Method method, bool stats, int64_t tile, int threads) {
+    Result r;
+    r.tokens.assign(c.draws(), -7);
+    if (stats) r.stats = Buffer(DType::f32, 4 * c.draws());
+    std::vector<unsigned char> state(c.draws() * kernels.lm_head_state_bytes(), 0);
+    PerDraw<double> temperature = c.options().temperature;
+    for (int64_t begin = 0; begin < c.vocab && r.status == 0; begin += tile) {
+        driftmax::LmHeadTileArgs a;
+        a.draws = c.draws();
+        a.begin = begin;
+        a.columns = std::min(tile, c.vocab - begin);
+        a.row_stride = a.columns + 3;
+        Buffer columns(DType::f32, a.draws ? (a.draws - 1) * a.row_stride + a.columns : 0);
+        for (int64_t i = 0; i < a.draws; ++i)
+            for (int64_t v = 0; v < a.columns; ++v) columns.set(i * a.row_stride + v, c.value(i, begin + v));
+        a.tile = static_cast<const float*>(columns.data());
+        a.vocab = c.vocab;
+        a.n1 = c.n1;
+        a.streams = c.streams();
+        a.temperature = temperature;
+        a.method = method;
+        a.stats = stats;
+        a.state = state.data();
+        a.threads = threads;
+        r.status = kernels.lm_head_tile(a);
+    }
+    driftmax::LmHeadFinishArgs f;
+    f.state = state.data();
+    f.draws = c.draws();
+    f.temperature = temperature;
+    f.tokens = r.tokens.data();
+    f.stats = stats ? static_cast<float*>(r.stats.data()) : nullptr;
+    f.stats_stride = c.draws();
+    if (r.status != 0) return r;
+    kernels.lm_head_finish(f);
+    for (int64_t i = 0; i < c.draws(); ++i)
+        if (r.tokens[i] == -1) r.status = driftmax::status(driftmax::kEmpty, i);
+    return r;
+}
+
+void fuzz_lm_head(Random& r) {
+    Case c = random_case(r, r.chance(6), false, true);
+    Method method = r.chance(2) ? Method::block : Method::gumbel;
+    bool stats = r.chance(2);
+    int64_t tile = 1024 * (1 + r.below(4));
+    context().what = "lm_head tile " + std::to_string(tile) + ", " + describe(c) + (method == Method::block ? " block" : " gumbel");
+    const Kernels* all = driftmax::available_kernels();
+    Result first = run_lm_head(all[0], c, method, stats, tile, 1);
+    std::vector<Row> rows = read_rows(c);
+    if (first.status != 0 && rows[first.status >> 8].extreme) return;
+    check_status(c, rows, first.status);
+    for (const Kernels* k = all; k->name; ++k) {
+        Result again = run_lm_head(*k, c, method, stats, 1024 * (1 + r.below(4)), static_cast<int>(1 + r.below(9)));
+        if (first.status != 0) require(again.status != 0, std::string("no fault seen on ") + k->name);
+        else require(again.tokens == first.tokens, std::string("differs on ") + k->name);
+    }
+    if (first.status != 0) return;
+    for (int64_t i = 0; i < c.draws(); ++i) check_draw(c, rows[i], i, method, first);
+}
+
+// ---- fills -----------------------------------------------------------------------------------------------------------
+
+struct FillCase {
+    driftmax::FillArgs args;
+    std::vector<int64_t> seeds, row_ids, positions;
+    int64_t count = 0;
+};
+
+FillCase random_fill(Random& r) {
+    FillCase f;
+    driftmax::FillArgs& a = f.args;
+    a.kind = static_cast<int>(1 + r.below(5));
+    a.dtype = a.kind == 1 ? DType::i32 : r.chance(2) ? DType::f32 : DType::f64;
+    a.rows = r.chance(10) ? 0 : 1 + r.below(6);
+    a.row_length = r.chance(20) ? 0 : r.chance(3) ? 1 + r.below(9) : 1 + r.below(6000);
+    a.row_stride = a.row_length + (r.chance(2) ? 0 : r.below(5));
+    f.count = a.rows && a.row_length ? (a.rows - 1) * a.row_stride + a.row_length : 0;
+    a.streams.seed = r.bits();
+    a.streams.step = static_cast<uint32_t>(r.below(1 << 24));
+    for (int64_t i = 0, which = r.below(8); i < a.rows; ++i) {
+        if (which & 1) f.seeds.push_back(static_cast<int64_t>(r.bits()));
+        if (which & 2) f.row_ids.push_back(r.below(int64_t{1} << 32));
+        if (which & 4) f.positions.push_back(r.below(int64_t{1} << 32));
+    }
+    a.streams.seeds = Case::pointer(f.seeds);
+    a.streams.row_ids = Case::pointer(f.row_ids);
+    a.streams.positions = Case::pointer(f.positions);
+    return f;
+}
+
+template <typename F>
+F expected_noise(int kind, const driftmax::oracle::Stream& s, int64_t element) {
+    namespace o = driftmax::oracle;
+    uint32_t hi = s.word(element), lo = s.plane1().word(element);
+    if (kind == 2) return o::uniform(hi, lo, F());
+    if (kind == 3) return o::exponential<F>(hi, lo);
+    if (kind == 4) return o::gumbel<F>(hi, lo);
+    int64_t pair = element & ~int64_t{1};
+    F even, odd;
+    o::box_muller<F>(s.word(pair), s.plane1().word(pair), s.word(pair + 1), s.plane1().word(pair + 1), even, odd);
+    return element & 1 ? odd : even;
+}
+
+void check_element(const driftmax::FillArgs& a, const Buffer& out, int64_t row, int64_t element) {
+    // positions of a fill are one per row, 0 when absent, whatever n1: a stream of one draw a row says the same
+    driftmax::Streams streams = a.streams;
+    std::vector<int64_t> zeros(a.rows, 0);
+    if (!streams.positions) streams.positions = zeros.data();
+    driftmax::oracle::Stream s(streams, 1, row, static_cast<uint32_t>(a.kind));
+    const unsigned char* p = static_cast<const unsigned char*>(out.data()) +
+                             (row * a.row_stride + element) * static_cast<int64_t>(size_of(a.dtype));
+    bool same;
+    if (a.kind == 1) {
+        uint32_t want = s.word(element);
+        same = std::memcmp(p, &want, 4) == 0;
+    } else if (a.dtype == DType::f32) {
+        float want = expected_noise<float>(a.kind, s, element);
+        same = std::memcmp(p, &want, 4) == 0;
+    } else {
+        double want = expected_noise<double>(a.kind, s, element);
+        same = std::memcmp(p, &want, 8) == 0;
+    }
+    require(same, "row " + std::to_string(row) + " element " + std::to_string(element) + " is " +
+                      std::to_string(out.get(row * a.row_stride + element)));
+}
+
+void fuzz_fill(Random& r) {
+    FillCase f = random_fill(r);
+    driftmax::FillArgs& a = f.args;
+    context().what = "fill kind " + std::to_string(a.kind) + " dtype " + std::to_string(static_cast<int>(a.dtype)) +
+                     " rows " + std::to_string(a.rows) + " length " + std::to_string(a.row_length);
+    int64_t skip = r.below(2);
+    Buffer first(a.dtype, f.count, skip), untouched(a.dtype, f.count, skip);
+    const Kernels* all = driftmax::available_kernels();
+    for (const Kernels* k = all; k->name; ++k) {
+        Buffer out(a.dtype, f.count, skip);
+        a.out = k == all ? first.data() : out.data();
+        a.threads = static_cast<int>(1 + r.below(9));
+        k->fill(a);
+        if (k != all) require(out.same_bytes(first), std::string("differs on ") + k->name);
+    }
+    if (f.count == 0) return;
+    for (int i = 0; i < 64; ++i) check_element(a, first, r.below(a.rows), r.below(a.row_length));
+    check_element(a, first, a.rows - 1, a.row_length - 1);
+    for (int64_t row = 0; row + 1 < a.rows; ++row)  // the gaps between rows belong to somebody else
+        for (int64_t i = row * a.row_stride + a.row_length; i < (row + 1) * a.row_stride; ++i)
+            require(std::memcmp(static_cast<const unsigned char*>(first.data()) + i * size_of(a.dtype),
+                                static_cast<const unsigned char*>(untouched.data()) + i * size_of(a.dtype),
+                                size_of(a.dtype)) == 0, "wrote between rows");
+}
+
+void run_case(uint64_t seed, uint64_t number) {
+    context() = {seed, number, "shaping"};
+    Random r(seed, number);
+    switch (r.below(5)) {
+        case 0: return fuzz_topk(r);
+        case 1: return fuzz_lm_head(r);
+        case 2: return fuzz_fill(r);
+        default: return fuzz_categorical(r);
+    }
+}
+
+}  // namespace
+}  // namespace fuzz
+
+int main(int argc, char** argv) {
+    fuzz::Settings settings = fuzz::parse(argc, argv);
+    if (settings.only >= 0) {
+        fuzz::run_case(settings.seed, static_cast<uint64_t>(settings.only));
+        std::printf("case %lld passed\n", static_cast<long long>(settings.only));
+        return 0;
+    }
+    uint64_t number = 0;
+    for (double end = fuzz::now() + settings.seconds; fuzz::now() < end; ++number) fuzz::run_case(settings.seed, number);
+    std::printf("fuzz_core: %llu cases passed\n", static_cast<unsigned long long>(number));
+    return 0;
+}
