@@ -56,7 +56,7 @@ struct Sums {
     f32x16 sum, weighted, top;
 };
 
-inline void accumulate(Sums& s, f32x16 y) {
+DRIFTMAX_INLINE void accumulate(Sums& s, f32x16 y) {
     s.top = max(s.top, y);
     f32x16 clamped = max(splat(-126.0f), y);  // keeps NaN
     f32x16 e = exp2_16(clamped);
@@ -137,12 +137,15 @@ inline Total total_of(const Scan& scan) {
     return t;
 }
 
-// Did the scan meet what it cannot handle: NaN, +inf, or finite values whose y overflows?
+// Did the block meet what it cannot handle: NaN, +inf, or finite values whose y overflows, or is so large that a float cannot
+// hold its difference from the reference (beyond 2^30 rounding leaves the range of exp2_16)?
+inline bool block_is_finite(const Block& x) {
+    return x.top < kInfF && x.weighted - x.weighted == 0.0f && x.sum - x.sum == 0.0f && std::fabs(x.reference) < 0x1p29f;
+}
+
 inline bool scan_is_finite(const Scan& scan) {
-    for (int64_t b = 0; b < scan.count; ++b) {
-        const Block& x = scan.blocks[b];
-        if (!(x.top < kInfF) || !(x.weighted - x.weighted == 0.0f) || !(x.sum - x.sum == 0.0f)) return false;
-    }
+    for (int64_t b = 0; b < scan.count; ++b)
+        if (!block_is_finite(scan.blocks[b])) return false;
     return true;
 }
 

@@ -42,7 +42,7 @@ struct Threshold {
 template <typename Raw> struct Float32Like {
     using raw = Raw;
     using value = float;
-    static f32x16 scaled(f32x16 l, const Scale& s) { return fma(l, splat(s.c), splat(-s.reference)); }
+    static DRIFTMAX_INLINE f32x16 scaled(f32x16 l, const Scale& s) { return fma(l, splat(s.c), splat(-s.reference)); }
     static float scaled(double l, const Scale& s) {
         float f = static_cast<float>(l), lanes[16];
         if (f > l) f = std::nextafter(f, -kInfF);
@@ -50,16 +50,16 @@ template <typename Raw> struct Float32Like {
         return lanes[0];
     }
     static double factor(const Scale& s) { return s.c; }
-    static f32x16 above(f32x16 l, const Threshold& t) { return l - splat(t.narrow); }
+    static DRIFTMAX_INLINE f32x16 above(f32x16 l, const Threshold& t) { return l - splat(t.narrow); }
 };
 
 struct F32 : Float32Like<float> {
-    static f32x16 load(const float* p) { return load16(p); }
+    static DRIFTMAX_INLINE f32x16 load(const float* p) { return load16(p); }
     static float get(const float* p) { return *p; }
 };
 
 template <bool half> struct Half : Float32Like<uint16_t> {
-    static f32x16 load(const uint16_t* p) { return each([&](int i) { return p_load(p + i * kWidth, half); }); }
+    static DRIFTMAX_INLINE f32x16 load(const uint16_t* p) { return load_half16(p, half); }
     static float get(const uint16_t* p) {
         if (!half) return bit_cast_to<float>(static_cast<uint32_t>(*p) << 16);
         uint32_t magnitude = *p & 0x7fffu;
@@ -75,20 +75,20 @@ struct F64 {
     using raw = double;
     using value = double;
     struct wide16 { double v[16]; };
-    static wide16 load(const double* p) {
+    static DRIFTMAX_INLINE wide16 load(const double* p) {
         wide16 w;
         std::memcpy(&w, p, sizeof w);
         return w;
     }
     static double get(const double* p) { return *p; }
-    static f32x16 scaled(const wide16& l, const Scale& s) {
+    static DRIFTMAX_INLINE f32x16 scaled(const wide16& l, const Scale& s) {
         float y[16];
         for (int j = 0; j < 16; ++j) y[j] = static_cast<float>(l.v[j] * s.wide - s.reference);
         return load16(y);
     }
     static float scaled(double l, const Scale& s) { return static_cast<float>(l * s.wide - s.reference); }
     static double factor(const Scale& s) { return s.wide; }
-    static f32x16 above(const wide16& l, const Threshold& t) {
+    static DRIFTMAX_INLINE f32x16 above(const wide16& l, const Threshold& t) {
         float y[16];
         for (int j = 0; j < 16; ++j) y[j] = static_cast<float>(l.v[j] - t.wide);
         return load16(y);
@@ -96,7 +96,7 @@ struct F64 {
 };
 
 // Sixteen values from p, of which n exist; the rest read as -inf.
-template <typename E> auto load_part(const typename E::raw* p, int64_t n) {
+template <typename E> DRIFTMAX_INLINE auto load_part(const typename E::raw* p, int64_t n) {
     typename E::raw part[16];
     typename E::raw lowest;
     if constexpr (sizeof(typename E::raw) == 2) lowest = std::is_same_v<E, F16> ? 0xfc00u : 0xff80u;

@@ -63,40 +63,101 @@ public:
             mass = sum(0, count_);
         }
         if (top_p < 1.0) {
-            if (!narrowed) collect_mass(top_p * mass);
-            keep_top_p(top_p * mass, kept);
+            double target = top_p * mass;
+            if (!narrowed) target -= collect_around<Measure::mass>(target);
+            keep_top_p(target, kept);
         }
-        if (min_p > 0.0) {
-            kept.intersect({maximum() + temperature_ * std::log(min_p), kept.no_last});
-        }
+        if (min_p > 0.0) kept.intersect({maximum() + temperature_ * std::log(min_p), kept.no_last});
         return kept;
     }
 
 private:
+    enum class Measure { count, mass };
+    static constexpr float kLowest = -0x1.fffffep127f;
+    static constexpr int kPivots = 4;
+    static constexpr int64_t kFew = 4096;  // tokens that are cheaper to select among than to narrow down further
+
     float weight_reference() const { return scan_.scale.reference + std::nearbyint(total_.top); }
 
-    // Tokens whose y (relative to the row's reference) is at least `cutoff`, with their weights.
-    void collect(float cutoff) {
+    DRIFTMAX_INLINE f32x16 y_at(int64_t i, int64_t n) const {
+        return E::scaled(n >= 16 ? E::load(row_ + i) : load_part<E>(row_ + i, n), scan_.scale);
+    }
+    DRIFTMAX_INLINE f32x16 weight_of(f32x16 y, f32x16 shift) const { return exp2_16(max(splat(-126.0f), y + shift)); }
+
+    // Calls body(first, end) for the blocks that hold a token with y >= cutoff.
+    template <typename Body> void for_blocks(float cutoff, Body&& body) const {
+        for (int64_t b = 0; b < scan_.count; ++b)
+            if (scan_.blocks[b].top >= cutoff) body(b * kBlock, std::min(vocab_, (b + 1) * kBlock));
+    }
+
+    // Tokens with from <= y < below, with their weights, into items_. y is relative to the row's reference.
+    void collect(float from, float below) {
         count_ = 0;
         const f32x16 shift = splat(-std::nearbyint(total_.top));
-        for (int64_t b = 0; b < scan_.count; ++b) {
-            if (!(scan_.blocks[b].top >= cutoff)) continue;
-            int64_t stop = (b + 1) * kBlock < vocab_ ? (b + 1) * kBlock : vocab_;
-            for (int64_t i = b * kBlock; i < stop; i += 16) {
-                bool whole = stop - i >= 16;
-                f32x16 y = E::scaled(whole ? E::load(row_ + i) : load_part<E>(row_ + i, stop - i), scan_.scale);
-                uint32_t take = ge(y, splat(cutoff)) & (whole ? 0xffffu : (1u << (stop - i)) - 1u);
+        for_blocks(from, [&](int64_t begin, int64_t end) {
+            for (int64_t i = begin; i < end; i += 16) {
+                f32x16 y = y_at(i, end - i);
+                uint32_t take = ge(y, splat(from)) & ~ge(y, splat(below));
                 if (!take) continue;
                 float weight[16];
-                store16(weight, exp2_16(max(splat(-126.0f), y + shift)));
+                store16(weight, weight_of(y, shift));
                 for (; take; take &= take - 1) {
                     int64_t j = __builtin_ctz(take);
-                    Value v = E::get(row_ + i + j);
-                    if (v > -std::numeric_limits<Value>::infinity())
-                        items_[count_++] = {v, weight[j], static_cast<uint32_t>(i + j)};
+                    items_[count_++] = {E::get(row_ + i + j), weight[j], static_cast<uint32_t>(i + j)};
                 }
             }
+        });
+    }
+
+    struct Measured {
+        double count[kPivots] = {}, mass[kPivots] = {};
+    };
+
+    // How many tokens, and how much weight, lie at or above each pivot. Float sums of 64 terms a lane, then double.
+    Measured measure(const float* pivots) const {
+        Measured m;
+        const f32x16 shift = splat(-std::nearbyint(total_.top)), one = splat(1.0f);
+        for_blocks(pivots[kPivots - 1], [&](int64_t begin, int64_t end) {
+            f32x16 count[kPivots], mass[kPivots];
+            for (int j = 0; j < kPivots; ++j) count[j] = mass[j] = splat(0);
+            for (int64_t i = begin; i < end; i += 16) {
+                f32x16 y = y_at(i, end - i), e = weight_of(y, shift);
+                for (int j = 0; j < kPivots; ++j) {
+                    count[j] = count[j] + keep_ge(one, y, splat(pivots[j]));
+                    mass[j] = mass[j] + keep_ge(e, y, splat(pivots[j]));
+                }
+            }
+            for (int j = 0; j < kPivots; ++j) {
+                m.count[j] += static_cast<double>(sum16(count[j]));
+                m.mass[j] += static_cast<double>(sum16(mass[j]));
+            }
+        });
+        return m;
+    }
+
+    // Collects the tokens around the one at which `target` is reached, and returns what lies above them. Rounds of four pivots
+    // narrow the range of y until few tokens are left in it (or they are ties).
+    template <Measure what> double collect_around(double target) {
+        float top = total_.top, from = kLowest, below = kInfF;
+        float pivots[kPivots] = {top - 1.5f, top - 4.0f, top - 8.0f, top - 14.0f};
+        double above = 0, count_above = 0;
+        for (int round = 0; round < 8; ++round) {
+            Measured m = measure(pivots);
+            const double* reached = what == Measure::mass ? m.mass : m.count;
+            int j = 0;
+            while (j < kPivots && reached[j] < target) ++j;
+            double count_to = j < kPivots ? m.count[j] : static_cast<double>(vocab_);
+            if (j > 0) below = pivots[j - 1], above = reached[j - 1], count_above = m.count[j - 1];
+            if (j < kPivots) from = pivots[j];
+            if (count_to - count_above <= kFew) break;
+            float high = below < kInfF ? below : top + 1.0f;
+            float low = from > kLowest ? from : std::max(kLowest, top - 32.0f * static_cast<float>(1 << (2 * round)));
+            if (!(low < high)) break;
+            for (int i = 0; i < kPivots; ++i) pivots[i] = high - (high - low) * (static_cast<float>(i + 1) / (kPivots + 1));
+            if (!(pivots[0] < high) || !(pivots[kPivots - 1] > low)) break;
         }
+        collect(from, below);
+        return above;
     }
 
     double sum(int64_t begin, int64_t end) const {
@@ -106,36 +167,27 @@ private:
     }
 
     static void cut_after(const Item& last, Kept& kept) {
-        kept.intersect({static_cast<double>(last.value), last.index});
+        kept.intersect({static_cast<double>(last.value), static_cast<int64_t>(last.index)});
     }
 
-    // At least k tokens are not below the k-th largest lane maximum. Leaves the kept ones in items_.
+    // Leaves the kept tokens in items_. At least k tokens are not below the k-th largest lane maximum.
     void keep_top_k(int64_t k, Kept& kept) {
         int64_t lanes = scan_.count * 16;
-        float cutoff = -0x1.fffffep127f;
+        float cutoff = kLowest;
         if (k <= lanes) {
             float* tops = static_cast<float*>(scratch(3, static_cast<size_t>(lanes) * sizeof(float)));
             std::copy(scan_.lane_tops, scan_.lane_tops + lanes, tops);
             std::nth_element(tops, tops + (k - 1), tops + lanes, [](float a, float b) { return a > b; });
             cutoff = std::max(cutoff, tops[k - 1]);
         }
-        collect(cutoff);
-        if (count_ >= k) {  // also where they are exactly k: the last kept one has to be in its place
-            std::nth_element(items_, items_ + (k - 1), items_ + count_);
-            count_ = k;
-        }
-        if (count_ == k) cut_after(items_[k - 1], kept);
+        collect(cutoff, kInfF);
+        if (count_ < k) return;
+        std::nth_element(items_, items_ + (k - 1), items_ + count_);
+        count_ = k;
+        cut_after(items_[k - 1], kept);
     }
 
-    // Lower the cutoff until what lies above it surely holds the mass.
-    void collect_mass(double target) {
-        for (float depth = 3.0f;; depth *= 2.0f) {
-            collect(depth < 150.0f ? total_.top - depth : -0x1.fffffep127f);
-            if (depth >= 150.0f || sum(0, count_) >= target * (1.0 + 0x1p-18)) return;
-        }
-    }
-
-    // Weighted selection: the shortest prefix, in order, with at least the target mass.
+    // Weighted selection among items_: the shortest prefix, in order, with at least the target mass.
     void keep_top_p(double target, Kept& kept) {
         int64_t lo = 0, hi = count_;
         double before = 0.0;
@@ -153,18 +205,16 @@ private:
         std::sort(items_ + lo, items_ + hi);
         for (int64_t i = lo; i < hi; ++i) {
             before += static_cast<double>(items_[i].weight);
-            if (before >= target || i + 1 == count_) return cut_after(items_[i], kept);
+            if (before >= target || i + 1 == hi) return cut_after(items_[i], kept);
         }
     }
 
     // The row's largest value: y is monotone, so it lies in a block of the largest top.
     double maximum() const {
         Value best = -std::numeric_limits<Value>::infinity();
-        for (int64_t b = 0; b < scan_.count; ++b) {
-            if (!(scan_.blocks[b].top >= total_.top)) continue;
-            int64_t stop = (b + 1) * kBlock < vocab_ ? (b + 1) * kBlock : vocab_;
-            for (int64_t i = b * kBlock; i < stop; ++i) best = std::max(best, E::get(row_ + i));
-        }
+        for_blocks(total_.top, [&](int64_t begin, int64_t end) {
+            for (int64_t i = begin; i < end; ++i) best = std::max(best, E::get(row_ + i));
+        });
         return static_cast<double>(best);
     }
 

@@ -14,19 +14,31 @@ struct State {
     double sum, weighted; // relative to 2^reference
     double first, second; // largest logits
     int64_t token_plus_1;
-    float reference;  // the first block's, an integer; block masses are relative to it
+    float reference;  // the first block's, an integer: tokens are shifted by it
+    float base;       // masses and sums are relative to 2^base, an integer
     uint32_t started;
 };
 
+// Moves `base` up where a block would overflow it: one row may span far more octaves than a double (small temperatures).
+void rebase(State& s, float reference) {
+    if (!(reference > s.base + 512.0f)) return;
+    double scale = pow2(s.base - reference);
+    s.weighted = (s.weighted + (static_cast<double>(s.base) - reference) * s.sum) * scale;
+    s.sum *= scale;
+    s.inverse_best *= scale;
+    s.base = reference;
+}
+
 void add_block(State& s, const Block& b) {
-    double scale = pow2(b.reference - s.reference), gap = static_cast<double>(b.reference) - s.reference;
+    rebase(s, b.reference);
+    double scale = pow2(b.reference - s.base), gap = static_cast<double>(b.reference) - s.base;
     s.sum += static_cast<double>(b.sum) * scale;
     s.weighted += (static_cast<double>(b.weighted) + gap * b.sum) * scale;
 }
 
 void add_top(State& s, const float* p, int64_t n, const Block& b, const Scale& scale) {
     // A block whose top is below the second best cannot change either.
-    if (s.token_plus_1 && !(static_cast<double>(b.top) + 1e-3 >= F32::scaled(s.second, scale))) return;
+    if (s.started > 1 && !(static_cast<double>(b.top) + 1e-3 >= F32::scaled(s.second, scale))) return;
     TopTwo t{s.started > 1 ? s.first : -kInf, s.started > 1 ? s.second : -kInf};
     for (int64_t i = 0; i < n; ++i) t.offer(static_cast<double>(p[i]));
     s.first = t.first;
@@ -57,7 +69,7 @@ private:
         Scale scale = row_scale<F32>(p, n, temperature);
         if (!s.started && first_finite<F32>(p, n, Scale(temperature)) > -kInfF) {
             s.started = 1;
-            s.reference = scale.reference;
+            s.reference = s.base = scale.reference;
         }
         scale.reference = s.started ? s.reference : scale.reference;
         return scale;
@@ -76,10 +88,16 @@ private:
         s.token_plus_1 = args_.begin + at + i + 1;
     }
 
+    // A block without sums: the tile is gone with the call, so there is no careful path to fall back to, as whole rows have.
+    static StatusCode refuse(const float* p, int64_t n) {
+        StatusCode code = check_values<F32>(p, n);
+        return code == kOk ? kInfinite : code;
+    }
+
     StatusCode sums(State& s, const float* p, int64_t n, double temperature) const {
         Scale scale = scale_of(s, p, n, temperature);
         Block b = scan_block<F32>(p, n, scale, nullptr);
-        if (!(b.top < kInfF) || !(b.weighted - b.weighted == 0.0f)) return check_values<F32>(p, n);
+        if (!block_is_finite(b)) return refuse(p, n);
         if (b.sum > 0) {
             add_block(s, b);
             add_top(s, p, n, b, scale);
@@ -100,11 +118,9 @@ private:
         if (args_.method == Method::gumbel || args_.vocab <= kBlock)
             return race_tokens(s, p, n, at, draw, temperature, {s.token_plus_1 ? s.score : -kInf, s.token_plus_1 - 1});
         Block b = scan_block<F32>(p, n, scale_of(s, p, n, temperature), nullptr);
-        if (!(b.top < kInfF) || !(b.weighted - b.weighted == 0.0f)) {
-            StatusCode code = check_values<F32>(p, n);
-            return code == kOk ? kInfinite : code;
-        }
-        double mass = static_cast<double>(b.sum) * pow2(b.reference - s.reference);
+        if (!block_is_finite(b)) return refuse(p, n);
+        if (b.sum > 0) rebase(s, b.reference);
+        double mass = static_cast<double>(b.sum) * pow2(b.reference - s.base);
         if (!(mass > 0)) return kOk;
         uint64_t number = static_cast<uint64_t>((args_.begin + at) / kBlock);
         const Stream noise(args_.streams, args_.n1, draw, kBlockNoise);
@@ -143,7 +159,7 @@ void lm_head_finish(const LmHeadFinishArgs& args) {
         double temperature = args.temperature[args.first + i];
         if (temperature == 0.0) temperature = 1.0;
         TopTwo top{s.first, s.second};
-        Stats out = make_stats(s.chosen, top, temperature, F32::factor(Scale(temperature)), s.reference, s.sum, s.weighted);
+        Stats out = make_stats(s.chosen, top, temperature, F32::factor(Scale(temperature)), s.base, s.sum, s.weighted);
         store_stats(args.stats, args.stats_stride, i, out);
     }
 }

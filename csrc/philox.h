@@ -55,14 +55,14 @@ struct Stream {
 // ---- lanes of 64 bits whose low halves carry the state ----------------------------------------------------------------
 #if DRIFTMAX_AVX512
 using wide = __m512i;
-inline wide w_set(uint32_t x) { return _mm512_set1_epi64(x); }
-inline wide w_mul(wide a, wide m) { return _mm512_mul_epu32(a, m); }
-inline wide w_high(wide a) { return _mm512_srli_epi64(a, 32); }
-inline wide w_xor(wide a, wide b, wide c) { return _mm512_ternarylogic_epi64(a, b, c, 0x96); }
-inline wide w_add(wide a, wide b) { return _mm512_add_epi64(a, b); }
+DRIFTMAX_INLINE wide w_set(uint32_t x) { return _mm512_set1_epi64(x); }
+DRIFTMAX_INLINE wide w_mul(wide a, wide m) { return _mm512_mul_epu32(a, m); }
+DRIFTMAX_INLINE wide w_high(wide a) { return _mm512_srli_epi64(a, 32); }
+DRIFTMAX_INLINE wide w_xor(wide a, wide b, wide c) { return _mm512_ternarylogic_epi64(a, b, c, 0x96); }
+DRIFTMAX_INLINE wide w_add(wide a, wide b) { return _mm512_add_epi64(a, b); }
 // counters 0..7, so placed that the unpacked words come out in order
-inline wide w_iota() { return _mm512_set_epi64(7, 3, 6, 2, 5, 1, 4, 0); }
-inline void w_store(uint32_t* out, wide c0, wide c1, wide c2, wide c3) {
+DRIFTMAX_INLINE wide w_iota() { return _mm512_set_epi64(7, 3, 6, 2, 5, 1, 4, 0); }
+DRIFTMAX_INLINE void w_store(uint32_t* out, wide c0, wide c1, wide c2, wide c3) {
     wide a = _mm512_mask_blend_epi32(0xAAAA, c0, _mm512_slli_epi64(c1, 32));
     wide b = _mm512_mask_blend_epi32(0xAAAA, c2, _mm512_slli_epi64(c3, 32));
     _mm512_storeu_si512(out, _mm512_unpacklo_epi64(a, b));
@@ -70,13 +70,13 @@ inline void w_store(uint32_t* out, wide c0, wide c1, wide c2, wide c3) {
 }
 #elif DRIFTMAX_AVX2
 using wide = __m256i;
-inline wide w_set(uint32_t x) { return _mm256_set1_epi64x(x); }
-inline wide w_mul(wide a, wide m) { return _mm256_mul_epu32(a, m); }
-inline wide w_high(wide a) { return _mm256_srli_epi64(a, 32); }
-inline wide w_xor(wide a, wide b, wide c) { return _mm256_xor_si256(a, _mm256_xor_si256(b, c)); }
-inline wide w_add(wide a, wide b) { return _mm256_add_epi64(a, b); }
-inline wide w_iota() { return _mm256_set_epi64x(3, 1, 2, 0); }
-inline void w_store(uint32_t* out, wide c0, wide c1, wide c2, wide c3) {
+DRIFTMAX_INLINE wide w_set(uint32_t x) { return _mm256_set1_epi64x(x); }
+DRIFTMAX_INLINE wide w_mul(wide a, wide m) { return _mm256_mul_epu32(a, m); }
+DRIFTMAX_INLINE wide w_high(wide a) { return _mm256_srli_epi64(a, 32); }
+DRIFTMAX_INLINE wide w_xor(wide a, wide b, wide c) { return _mm256_xor_si256(a, _mm256_xor_si256(b, c)); }
+DRIFTMAX_INLINE wide w_add(wide a, wide b) { return _mm256_add_epi64(a, b); }
+DRIFTMAX_INLINE wide w_iota() { return _mm256_set_epi64x(3, 1, 2, 0); }
+DRIFTMAX_INLINE void w_store(uint32_t* out, wide c0, wide c1, wide c2, wide c3) {
     wide a = _mm256_blend_epi32(c0, _mm256_slli_epi64(c1, 32), 0xAA);
     wide b = _mm256_blend_epi32(c2, _mm256_slli_epi64(c3, 32), 0xAA);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm256_unpacklo_epi64(a, b));
@@ -84,13 +84,13 @@ inline void w_store(uint32_t* out, wide c0, wide c1, wide c2, wide c3) {
 }
 #elif DRIFTMAX_SSE
 using wide = __m128i;
-inline wide w_set(uint32_t x) { return _mm_set1_epi64x(x); }
-inline wide w_mul(wide a, wide m) { return _mm_mul_epu32(a, m); }
-inline wide w_high(wide a) { return _mm_srli_epi64(a, 32); }
-inline wide w_xor(wide a, wide b, wide c) { return _mm_xor_si128(a, _mm_xor_si128(b, c)); }
-inline wide w_add(wide a, wide b) { return _mm_add_epi64(a, b); }
-inline wide w_iota() { return _mm_set_epi64x(1, 0); }
-inline void w_store(uint32_t* out, wide c0, wide c1, wide c2, wide c3) {
+DRIFTMAX_INLINE wide w_set(uint32_t x) { return _mm_set1_epi64x(x); }
+DRIFTMAX_INLINE wide w_mul(wide a, wide m) { return _mm_mul_epu32(a, m); }
+DRIFTMAX_INLINE wide w_high(wide a) { return _mm_srli_epi64(a, 32); }
+DRIFTMAX_INLINE wide w_xor(wide a, wide b, wide c) { return _mm_xor_si128(a, _mm_xor_si128(b, c)); }
+DRIFTMAX_INLINE wide w_add(wide a, wide b) { return _mm_add_epi64(a, b); }
+DRIFTMAX_INLINE wide w_iota() { return _mm_set_epi64x(1, 0); }
+DRIFTMAX_INLINE void w_store(uint32_t* out, wide c0, wide c1, wide c2, wide c3) {
     wide a = _mm_blend_epi16(c0, _mm_slli_epi64(c1, 32), 0xCC);
     wide b = _mm_blend_epi16(c2, _mm_slli_epi64(c3, 32), 0xCC);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm_unpacklo_epi64(a, b));
@@ -98,28 +98,28 @@ inline void w_store(uint32_t* out, wide c0, wide c1, wide c2, wide c3) {
 }
 #elif DRIFTMAX_NEON
 using wide = uint64x2_t;
-inline wide w_set(uint32_t x) { return vdupq_n_u64(x); }
-inline wide w_mul(wide a, wide m) { return vmull_u32(vmovn_u64(a), vmovn_u64(m)); }
-inline wide w_high(wide a) { return vshrq_n_u64(a, 32); }
-inline wide w_xor(wide a, wide b, wide c) { return veorq_u64(a, veorq_u64(b, c)); }
-inline wide w_add(wide a, wide b) { return vaddq_u64(a, b); }
-inline wide w_iota() { return vcombine_u64(vcreate_u64(0), vcreate_u64(1)); }
-inline void w_store(uint32_t* out, wide c0, wide c1, wide c2, wide c3) {
+DRIFTMAX_INLINE wide w_set(uint32_t x) { return vdupq_n_u64(x); }
+DRIFTMAX_INLINE wide w_mul(wide a, wide m) { return vmull_u32(vmovn_u64(a), vmovn_u64(m)); }
+DRIFTMAX_INLINE wide w_high(wide a) { return vshrq_n_u64(a, 32); }
+DRIFTMAX_INLINE wide w_xor(wide a, wide b, wide c) { return veorq_u64(a, veorq_u64(b, c)); }
+DRIFTMAX_INLINE wide w_add(wide a, wide b) { return vaddq_u64(a, b); }
+DRIFTMAX_INLINE wide w_iota() { return vcombine_u64(vcreate_u64(0), vcreate_u64(1)); }
+DRIFTMAX_INLINE void w_store(uint32_t* out, wide c0, wide c1, wide c2, wide c3) {
     uint32x4_t a = vreinterpretq_u32_u64(vsliq_n_u64(c0, c1, 32)), b = vreinterpretq_u32_u64(vsliq_n_u64(c2, c3, 32));
     vst1q_u32(out, vcombine_u32(vget_low_u32(a), vget_low_u32(b)));
     vst1q_u32(out + 4, vcombine_u32(vget_high_u32(a), vget_high_u32(b)));
 }
 #else
 struct wide { uint64_t v[2]; };
-inline wide w_set(uint32_t x) { return {{x, x}}; }
-inline wide w_mul(wide a, wide m) {
+DRIFTMAX_INLINE wide w_set(uint32_t x) { return {{x, x}}; }
+DRIFTMAX_INLINE wide w_mul(wide a, wide m) {
     return {{(a.v[0] & 0xffffffffu) * (m.v[0] & 0xffffffffu), (a.v[1] & 0xffffffffu) * (m.v[1] & 0xffffffffu)}};
 }
-inline wide w_high(wide a) { return {{a.v[0] >> 32, a.v[1] >> 32}}; }
-inline wide w_xor(wide a, wide b, wide c) { return {{a.v[0] ^ b.v[0] ^ c.v[0], a.v[1] ^ b.v[1] ^ c.v[1]}}; }
-inline wide w_add(wide a, wide b) { return {{a.v[0] + b.v[0], a.v[1] + b.v[1]}}; }
-inline wide w_iota() { return {{0, 1}}; }
-inline void w_store(uint32_t* out, wide c0, wide c1, wide c2, wide c3) {
+DRIFTMAX_INLINE wide w_high(wide a) { return {{a.v[0] >> 32, a.v[1] >> 32}}; }
+DRIFTMAX_INLINE wide w_xor(wide a, wide b, wide c) { return {{a.v[0] ^ b.v[0] ^ c.v[0], a.v[1] ^ b.v[1] ^ c.v[1]}}; }
+DRIFTMAX_INLINE wide w_add(wide a, wide b) { return {{a.v[0] + b.v[0], a.v[1] + b.v[1]}}; }
+DRIFTMAX_INLINE wide w_iota() { return {{0, 1}}; }
+DRIFTMAX_INLINE void w_store(uint32_t* out, wide c0, wide c1, wide c2, wide c3) {
     for (int i = 0; i < 2; ++i) {
         out[4 * i] = static_cast<uint32_t>(c0.v[i]);
         out[4 * i + 1] = static_cast<uint32_t>(c1.v[i]);

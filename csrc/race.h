@@ -32,7 +32,7 @@ struct Best {
 };
 
 // Lower bound of log2(hi * 2^-32), from the exponent and mantissa bits: log2(1 + m) >= m. Slack 1e-4 covers all roundings.
-inline f32x16 log2_below(i32x16 hi) {
+DRIFTMAX_INLINE f32x16 log2_below(i32x16 hi) {
     f32x16 x = to_float(shr<8>(hi));  // exact
     return fma(to_float(as_int(x)), splat(0x1p-23f), splat(-151.0001f));
 }

@@ -9,7 +9,7 @@ DRIFTMAX_BEGIN
 constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer and leaves that in the low bits
 
 // 2^y for y in [-126, 127], relative error 2^-23.4, exactly 1 at 0. NaN gives garbage or NaN: callers watch y itself.
-inline f32x16 exp2_16(f32x16 y) {
+DRIFTMAX_INLINE f32x16 exp2_16(f32x16 y) {
     f32x16 t = y + splat(kMagic);
     f32x16 r = y - (t - splat(kMagic));
     f32x16 p = splat(0x1.5bba18p-10f);
@@ -29,11 +29,11 @@ template <> struct Real<float> {
     static constexpr bits one = 0x3f800000u, sqrt_half = 0x3f3504f3u, mask = 0x7fffffu;
     static constexpr int mantissa = 23;
     static constexpr float ln2_hi = 0x1.62e3p-1f, ln2_lo = 0x1.2fefa2p-17f;
-    static float log_poly(float z) { return z * (0x1.55557ap-1f + z * (0x1.995eacp-2f + z * 0x1.31e4a4p-2f)); }
-    static float sin_poly(float z) {
+    static DRIFTMAX_INLINE float log_poly(float z) { return z * (0x1.55557ap-1f + z * (0x1.995eacp-2f + z * 0x1.31e4a4p-2f)); }
+    static DRIFTMAX_INLINE float sin_poly(float z) {
         return 0x1.921fb6p+2f + z * (-0x1.4abbb8p+5f + z * (0x1.465e92p+6f + z * -0x1.2d92ep+6f));
     }
-    static float cos_poly(float z) {
+    static DRIFTMAX_INLINE float cos_poly(float z) {
         return 1.0f + z * (-0x1.3bd3ccp+4f + z * (0x1.03c1dep+6f + z * (-0x1.55c664p+6f + z * 0x1.d9f79ep+5f)));
     }
 };
@@ -44,7 +44,7 @@ template <> struct Real<double> {
     static constexpr bits one = 0x3ff0000000000000ull, sqrt_half = 0x3fe6a09e667f3bcdull, mask = 0xfffffffffffffull;
     static constexpr int mantissa = 52;
     static constexpr double ln2_hi = 0x1.62e42feep-1, ln2_lo = 0x1.a39ef35793c76p-33;
-    static double log_poly(double z) {
+    static DRIFTMAX_INLINE double log_poly(double z) {
         double p = 0x1.39a15d908163fp-3 + z * 0x1.2f0943ff040d9p-3;
         p = 0x1.7466424c7c745p-3 + z * p;
         p = 0x1.c71c51f9fb432p-3 + z * p;
@@ -52,7 +52,7 @@ template <> struct Real<double> {
         p = 0x1.999999997fc9cp-2 + z * p;
         return z * (0x1.5555555555593p-1 + z * p);
     }
-    static double sin_poly(double z) {
+    static DRIFTMAX_INLINE double sin_poly(double z) {
         double p = 0x1.e8eec754eeb76p+1 + z * -0x1.6c58b65f3a064p-1;
         p = -0x1.e3074b4268892p+3 + z * p;
         p = 0x1.50783485c29cbp+5 + z * p;
@@ -61,7 +61,7 @@ template <> struct Real<double> {
         p = -0x1.4abbce625be53p+5 + z * p;
         return 0x1.921fb54442d18p+2 + z * p;
     }
-    static double cos_poly(double z) {
+    static DRIFTMAX_INLINE double cos_poly(double z) {
         double p = -0x1.b6dd8290056ccp+0 + z * 0x1.1e2f8121ee82cp-2;
         p = 0x1.f9d3856db9818p+2 + z * p;
         p = -0x1.a6d1f29f3f4c2p+4 + z * p;
@@ -73,7 +73,7 @@ template <> struct Real<double> {
     }
 };
 
-template <typename To, typename From> inline To bit_cast_to(From x) {
+template <typename To, typename From> DRIFTMAX_INLINE To bit_cast_to(From x) {
     static_assert(sizeof(To) == sizeof(From));
     To y;
     std::memcpy(&y, &x, sizeof y);
@@ -82,19 +82,19 @@ template <typename To, typename From> inline To bit_cast_to(From x) {
 
 // Correctly rounded u32 -> F, in forms that vectorise without an unsigned conversion instruction.
 template <typename F> F from_u32(uint32_t x);
-template <> inline float from_u32<float>(uint32_t x) {
+template <> DRIFTMAX_INLINE float from_u32<float>(uint32_t x) {
     return static_cast<float>(static_cast<int32_t>(x >> 16)) * 65536.0f + static_cast<float>(static_cast<int32_t>(x & 0xffffu));
 }
-template <> inline double from_u32<double>(uint32_t x) {
+template <> DRIFTMAX_INLINE double from_u32<double>(uint32_t x) {
     return bit_cast_to<double>(0x4330000000000000ull | x) - 0x1p52;
 }
 
 // Biased exponent -> F
-inline float exponent(uint32_t e, float) { return static_cast<float>(static_cast<int32_t>(e) - 127); }
-inline double exponent(uint64_t e, double) { return bit_cast_to<double>(0x4330000000000000ull | e) - (0x1p52 + 1023.0); }
+DRIFTMAX_INLINE float exponent(uint32_t e, float) { return static_cast<float>(static_cast<int32_t>(e) - 127); }
+DRIFTMAX_INLINE double exponent(uint64_t e, double) { return bit_cast_to<double>(0x4330000000000000ull | e) - (0x1p52 + 1023.0); }
 
 // log(1 + f) + k ln 2
-template <typename F> inline F log_core(F f, F k) {
+template <typename F> DRIFTMAX_INLINE F log_core(F f, F k) {
     F s = f / (F(2) + f);
     F z = s * s;
     F h = (F(0.5) * f) * f;
@@ -102,28 +102,28 @@ template <typename F> inline F log_core(F f, F k) {
 }
 
 // x = (1 + f) 2^k with 1 + f in [sqrt(1/2), sqrt(2))
-template <typename F> inline void split(F x, F& f, F& k) {
+template <typename F> DRIFTMAX_INLINE void split(F x, F& f, F& k) {
     using R = Real<F>;
     typename R::bits t = bit_cast_to<typename R::bits>(x) + (R::one - R::sqrt_half);
     k = exponent(t >> R::mantissa, F());
     f = bit_cast_to<F>((t & R::mask) + R::sqrt_half) - F(1);
 }
 
-template <typename F> inline F log_pos(F x) {
+template <typename F> DRIFTMAX_INLINE F log_pos(F x) {
     F f, k;
     split(x, f, k);
     return log_core(f, k);
 }
 
 // U' in (0, 1) with full relative precision near 0
-template <typename F> inline F unit(uint32_t hi, uint32_t lo) {
+template <typename F> DRIFTMAX_INLINE F unit(uint32_t hi, uint32_t lo) {
     return from_u32<F>(hi) * F(0x1p-32) + (from_u32<F>(lo) * F(0x1p-64) + F(0x1p-65));
 }
 
 constexpr uint32_t kLog1pBelow = 0x4AFB0CCCu;  // (1 - sqrt(1/2)) 2^32
 
 // Exp(1), resolved at both ends. One select between two inputs and a single logarithm, so that loops vectorise.
-template <typename F> inline F exponential(uint32_t hi, uint32_t lo) {
+template <typename F> DRIFTMAX_INLINE F exponential(uint32_t hi, uint32_t lo) {
     bool small = hi < kLog1pBelow;
     uint32_t flip = small ? 0u : 0xffffffffu;
     F u = unit<F>(hi ^ flip, lo ^ flip), f, k;
@@ -131,22 +131,22 @@ template <typename F> inline F exponential(uint32_t hi, uint32_t lo) {
     return -log_core(small ? -u : f, small ? F(0) : k);
 }
 
-template <typename F> inline F gumbel(uint32_t hi, uint32_t lo) { return -log_pos(exponential<F>(hi, lo)); }
+template <typename F> DRIFTMAX_INLINE F gumbel(uint32_t hi, uint32_t lo) { return -log_pos(exponential<F>(hi, lo)); }
 
-inline float uniform(uint32_t hi, uint32_t, float) { return (static_cast<float>(static_cast<int32_t>(hi >> 9)) + 0.5f) * 0x1p-23f; }
-inline double uniform(uint32_t hi, uint32_t lo, double) {
+DRIFTMAX_INLINE float uniform(uint32_t hi, uint32_t, float) { return (static_cast<float>(static_cast<int32_t>(hi >> 9)) + 0.5f) * 0x1p-23f; }
+DRIFTMAX_INLINE double uniform(uint32_t hi, uint32_t lo, double) {
     // 52 bits, exact: hi * 2^20 + (lo >> 12) < 2^52
     return ((from_u32<double>(hi) * 0x1p20 + from_u32<double>(lo >> 12)) + 0.5) * 0x1p-52;
 }
 
 // Turns in [-1/8, 1/8] around the quadrant q.
-inline float turns(int32_t d, uint32_t, float) { return static_cast<float>(d) * 0x1p-32f + 0x1p-33f; }
-inline double turns(int32_t d, uint32_t lo, double) {
+DRIFTMAX_INLINE float turns(int32_t d, uint32_t, float) { return static_cast<float>(d) * 0x1p-32f + 0x1p-33f; }
+DRIFTMAX_INLINE double turns(int32_t d, uint32_t lo, double) {
     return static_cast<double>(d) * 0x1p-32 + (from_u32<double>(lo) * 0x1p-64 + 0x1p-65);
 }
 
 template <typename F>
-inline void box_muller(uint32_t hi0, uint32_t lo0, uint32_t hi1, uint32_t lo1, F& even, F& odd) {
+DRIFTMAX_INLINE void box_muller(uint32_t hi0, uint32_t lo0, uint32_t hi1, uint32_t lo1, F& even, F& odd) {
     F radius = std::sqrt(F(2) * exponential<F>(hi0, lo0));
     uint32_t q = (hi1 + 0x20000000u) >> 30;
     F x = turns(static_cast<int32_t>(hi1 - (q << 30)), lo1, F());
