@@ -21,7 +21,7 @@ METHODS = {"auto": 0, "block": 0, "gumbel": 1}
 class CategoricalStats(NamedTuple):
     """By-products of a draw, each of the leading shape; float32, or float64 for float64 logits.
 
-    They describe the law drawn from, after temperature and filters (at temperature 0: at temperature 1).
+    They describe the law drawn from, after temperature and filters; at temperature 0, softmax(logits).
 
     Examples
     --------

@@ -129,7 +129,7 @@ class Op:
     def runner(self, backend: str, tensor: Tensor) -> Implementation:
         """What to call with the schema's arguments.
 
-        The implementation itself, or the registered operator where a compiler or tensor subclass has to see it.
+        The implementation itself, or the registered operator where a compiler or subclass has to see it.
         """
         if torch.compiler.is_compiling() or type(tensor) not in _PLAIN:
             operator = getattr(torch.ops.driftmax, self.name)

@@ -183,10 +183,11 @@ def run_core(
     min_p: float,
     min_ps: Tensor | None,
     method: int,
+    *,
     first: int = 0,
     per_row: int = 0,
 ) -> None:
-    """The compiled core; errors count draws from `first`, and `per_row` of them to a row, where logits are a part."""
+    """The compiled core. Where `logits` are a part, errors count draws from `first`, `per_row` to a row."""
     shape, strides = logits.shape, logits.stride()
     n1, s1 = (shape[1], strides[1]) if len(shape) == 3 else (1, 0)
     if seeds is not None and seeds.numel() == 1:

@@ -87,19 +87,23 @@ def statistics(y: Tensor, tokens: Tensor) -> Tensor:
     return torch.stack((log_p.gather(1, tokens[:, None])[:, 0], log_z, entropy, margin))
 
 
+def scaled(logits: Tensor, temperature: Tensor, filters: Filters | None) -> Tensor:
+    """Logits over temperature, -inf where filtered out; at temperature 0 the logits themselves, unfiltered."""
+    greedy = (temperature == 0)[:, None]
+    y = logits / torch.where(greedy, 1.0, temperature[:, None])
+    return y if filters is None else y.masked_fill(~kept(y, filters) & ~greedy, -torch.inf)
+
+
 def draw(
     y: Tensor, temperature: Tensor, filters: Filters | None, streams: Streams, method: int
 ) -> tuple[Tensor, Tensor]:
     """Tokens of float64 logits [draws, V], and the scaled and filtered logits they were drawn from."""
-    greedy = temperature == 0
-    y = y / torch.where(greedy, 1.0, temperature)[:, None]
-    if filters is not None:
-        y = y.masked_fill(~kept(y, filters), -torch.inf)
+    y = scaled(y, temperature, filters)
     if method == 0 and filters is None and y.shape[1] > BLOCK:
         tokens = block_race(y, streams)
     else:
         tokens = (y + token_gumbels(streams, TOKEN, 0, y.shape[1])).argmax(1)
-    return torch.where(greedy, y.argmax(1), tokens), y
+    return torch.where(temperature == 0, y.argmax(1), tokens), y
 
 
 @torch.no_grad()

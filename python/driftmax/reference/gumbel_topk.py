@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from driftmax.errors import raise_status
-from driftmax.reference.categorical import Filters, check, filters_of, kept, per_draw, token_gumbels
+from driftmax.reference.categorical import Filters, check, filters_of, per_draw, scaled, token_gumbels
 from driftmax.reference.philox import Streams
 from driftmax.reference.philox import streams as make_streams
 
@@ -46,16 +46,13 @@ def gumbel_topk(
         part = slice(first, first + chunk)
         y = table[part].double()
         check(y, first, n1)
-        greedy = (scale[part] == 0)[:, None]
-        y = y / torch.where(greedy, 1.0, scale[part][:, None])
-        if filters is not None:
-            some = Filters(*(values[part] for values in filters))
-            y = y.masked_fill(~kept(y, some), -torch.inf)
+        some = None if filters is None else Filters(*(values[part] for values in filters))
+        y = scaled(y, scale[part], some)
         few = (y > -torch.inf).sum(1) < k
         if bool(few.any()):
             raise_status(4 | (first + int(few.to(torch.int8).argmax())) << 8, n1)
         gumbels = token_gumbels(Streams(*(values[part] for values in streams)), TOKEN, 0, y.shape[1])
-        race = torch.where(greedy, y, y + gumbels)
+        race = torch.where(scale[part][:, None] == 0, y, y + gumbels)
         best = race.sort(dim=1, descending=True, stable=True)  # stable: ties by lower index
         tokens.view(draws, k)[part] = best.indices[:, :k]
         if scores is not None:
