@@ -1,7 +1,7 @@
 """Correctness gates: what a sampler has to show before its time is taken.
 
-The chi-square gates have a false-alarm rate of 1e-9 each and, with 4096 draws in up to 32 groups, see a law that is
-off by a total variation of 0.1 with probability above 0.999.
+The chi-square gates have a false-alarm rate of 1e-9 each and, with 4096 draws in up to 32 groups, see a law
+that is off by a total variation of 0.1 with probability above 0.999.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def chi_square_excess(counts: torch.Tensor, expected: torch.Tensor) -> float:
         return 0.0
     statistic = float(((counts - expected) ** 2 / expected).sum())
     spread = 2.0 / (9.0 * freedom)
-    return ((statistic / freedom) ** (1.0 / 3.0) - (1.0 - spread)) / math.sqrt(spread)
+    return float(((statistic / freedom) ** (1.0 / 3.0) - (1.0 - spread)) / math.sqrt(spread))
 
 
 def _groups(probability: torch.Tensor, groups: int) -> torch.Tensor:
@@ -64,7 +64,7 @@ def check_law(tokens: torch.Tensor, probability: torch.Tensor, what: str) -> Non
     """
     tokens = tokens.reshape(-1).cpu()
     probability = probability.double().cpu()
-    if tokens.numel() and not (0 <= int(tokens.min()) and int(tokens.max()) < probability.numel()):
+    if tokens.numel() and not (int(tokens.min()) >= 0 and int(tokens.max()) < probability.numel()):
         raise GateFailed(f"{what}: token out of range")
     if bool((probability[tokens] == 0).any()):
         raise GateFailed(f"{what}: drew a token of probability zero")
@@ -130,7 +130,7 @@ def check_moments(draws: torch.Tensor, mean: float, variance: float, kurtosis: f
     variance_error = abs(float(values.var()) - variance) / (variance * math.sqrt((kurtosis - 1.0) / count))
     if not (mean_error < FALSE_ALARM_SIGMA and variance_error < FALSE_ALARM_SIGMA):
         raise GateFailed(
-            f"{what}: mean {mean_error:.1f} and variance {variance_error:.1f} standard errors from the true ones"
+            f"{what}: mean {mean_error:.1f} and variance {variance_error:.1f} standard errors off"
         )
 
 

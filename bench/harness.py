@@ -1,7 +1,8 @@
 """Workloads, the correctness gate, and the interleaved timing that every benchmark shares.
 
-A workload's time is only taken after its gate has passed. Then driftmax, each peer and the limit run in turn, round
-after round, so that a slow spell of the machine falls on all of them; medians of the rounds are compared.
+A workload's time is only taken after its gate has passed. Then driftmax, each peer and the limit run in turn,
+round after round, so that a slow spell of the machine falls on all of them; medians of the rounds are
+compared.
 """
 
 from __future__ import annotations
@@ -188,9 +189,10 @@ def measure(
 ) -> dict[str, Timing]:
     """Time all contenders in interleaved rounds.
 
-    Each contender first runs once untimed and once to learn its speed. Quick calls are repeated inside one sample of
-    at least 0.2 ms. Every second round goes backwards, so that nobody always runs behind the same neighbour. A
-    contender whose rounds would take longer than ``settings.budget_s`` takes part in fewer of them, at least three.
+    Each contender first runs once untimed and once to learn its speed. Quick calls are repeated inside one
+    sample of at least 0.2 ms. Every second round goes backwards, so that nobody always runs behind the same
+    neighbour. A contender whose rounds would take longer than ``settings.budget_s`` takes part in fewer of
+    them, at least three.
 
     Parameters
     ----------
@@ -216,7 +218,7 @@ def measure(
         rounds[name] = min(settings.rounds, max(3, affordable))
     samples: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(max(rounds.values())):
-        order = list(contenders) if turn % 2 == 0 else list(reversed(contenders))
+        order = list(contenders) if turn % 2 == 0 else list(contenders)[::-1]
         for name in order:
             if turn < rounds[name]:
                 sleep(SETTLE_S)
@@ -248,7 +250,7 @@ def run_all(
     on_result: Callable[[Result], None],
     on_failure: Callable[[Workload, GateFailed], None],
 ) -> None:
-    """Run workloads one after the other; a failed gate is handed to ``on_failure`` and the rest still runs."""
+    """Run workloads in turn; a failed gate goes to ``on_failure`` and the rest still runs."""
     for workload in workloads:
         try:
             result = run_workload(workload, settings)

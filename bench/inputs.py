@@ -1,4 +1,4 @@
-"""Logits that the cases share: Zipf and Gaussian rows and a language model's, in any dtype, larger than the cache."""
+"""Logits that the cases share: Zipf and Gaussian rows, and a language model's."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DTYPES = {
 
 
 def zipf(settings: Settings, n: int, v: int) -> torch.Tensor:
-    """log of a Zipf(1) law over ranks scattered over the vocabulary, plus 0.5-nat noise so that rows differ."""
+    """Log of a Zipf(1) law, ranks scattered over the vocabulary, plus 0.5 nats of noise per entry."""
     generator = settings.generator(1)
     rank = torch.randperm(v, generator=generator).float().add_(1.0)
     logits = torch.randn(n, v, generator=generator).mul_(0.5)

@@ -1,4 +1,4 @@
-"""What bounds a workload on this machine, measured in the same run: a bare read, a bare write, a matrix product."""
+"""What bounds a workload here, measured in the same run: a bare read, a bare write, a matrix product."""
 
 from __future__ import annotations
 
@@ -12,10 +12,14 @@ from .harness import Run, Settings
 
 
 def bare_read(tensor: torch.Tensor, settings: Settings) -> Run:
-    """One pass over the tensor's bytes that keeps a sum: the compiled core's on CPU, torch's on other devices."""
+    """One pass over the tensor's bytes that keeps a sum: the compiled core's on CPU, torch's elsewhere."""
     if tensor.device.type != "cpu":
         return lambda: tensor.sum(dtype=torch.float32)
-    data, nbytes, threads = tensor.data_ptr(), tensor.numel() * tensor.element_size() // 4 * 4, settings.threads
+    data, nbytes, threads = (
+        tensor.data_ptr(),
+        tensor.numel() * tensor.element_size() // 4 * 4,
+        settings.threads,
+    )
 
     def read(keep: torch.Tensor = tensor) -> float:  # the default argument keeps the buffer alive
         return _core.read_sum(data, nbytes, threads)

@@ -1,4 +1,4 @@
-"""Extra peak memory of one call: on CUDA from torch's allocator, on Linux from the kernel's resident-set high mark."""
+"""Extra peak memory of one call: torch's allocator knows on CUDA, the resident-set high mark on Linux."""
 
 from __future__ import annotations
 
@@ -49,6 +49,6 @@ def extra_peak_mb(run: Run, device: torch.device) -> float | None:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets the high mark to the present
     except OSError:  # a kernel or container without this switch
         return None
-    before = _resident("VmRSS")
+    resident = _resident("VmRSS")
     run()
-    return max(0.0, _resident("VmHWM") - before) / MB
+    return max(0.0, _resident("VmHWM") - resident) / MB

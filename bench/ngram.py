@@ -1,8 +1,8 @@
 """An interpolated n-gram language model over packed token ids: the counted half of the real-logits model.
 
-Absolute discounting with lower orders built from continuation counts (Kneser and Ney, 1995; the interpolated form of
-Chen and Goodman, 1999). An n-gram of order up to four is one 64-bit key, so counting is one sort per order and a
-lookup one binary search.
+Absolute discounting with lower orders built from continuation counts (Kneser and Ney, 1995; the interpolated
+form of Chen and Goodman, 1999). An n-gram of order up to four is one 64-bit key, so counting is one sort per
+order and a lookup one binary search.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ Draw = Callable[[], torch.Tensor]
 
 
 def gumbel_argmax(logits: torch.Tensor, dtype: torch.dtype) -> Draw:
-    """argmax(logits - log(-log U)) with U made in ``dtype``: the masked-diffusion codes' way when it is float64."""
+    """argmax(logits - log(-log U)), U made in ``dtype``; masked-diffusion codes use float64."""
     noise = torch.empty(logits.shape, dtype=dtype, device=logits.device)
 
     def draw() -> torch.Tensor:
@@ -42,7 +42,7 @@ def multinomial(logits: torch.Tensor) -> Draw:
 
 
 def inverse_cdf(logits: torch.Tensor) -> Draw:
-    """searchsorted in the float32 cumulative sum: few random numbers, but the sum's rounding distorts the tail."""
+    """searchsorted in the float32 cumulative sum: few random numbers; the sum's rounding hurts the tail."""
 
     def draw() -> torch.Tensor:
         cumulative = torch.softmax(logits, -1, dtype=torch.float32)

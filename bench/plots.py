@@ -93,15 +93,17 @@ def law(rows: Rows, path: Path) -> None:
     outside = [r for r in rows if r["mask"] == "outside" and r["sampler"] == "fp32"]
     if outside:
         right.annotate(
-            f"float32 with the mask kept out of the categorical: {float(outside[0]['tv']):.3f} at every N",
-            xy=(0.02, 0.80),
+            f"float32, mask kept out of the categorical:\n{float(outside[0]['tv']):.3f} at every N",
+            xy=(0.03, 0.84),
             xycoords="axes fraction",
             fontsize=8.5,
             color=ORANGE,
         )
-    left.legend(loc="lower left", frameon=False, fontsize=9, title="lines: analytic law; dots: measured, 2 sigma")
+    left.legend(
+        loc="lower left", frameon=False, fontsize=9, title="lines: analytic law; dots: measured, 2 sigma"
+    )
     figure.suptitle(
-        "Masked diffusion with the mask inside the categorical: float32 noise draws the wrong law (Zipf, K = 50257)",
+        "Masked diffusion, mask inside the categorical: float32 noise draws the wrong law (Zipf, K = 50257)",
         fontsize=12,
     )
     _save(figure, path)
@@ -131,7 +133,9 @@ def _bars(axes: Any, values: Iterable[float], color: str, text: Iterable[str]) -
     numbers = list(values)
     axes.barh(range(len(numbers)), numbers, color=color, height=0.62)
     for i, (value, label) in enumerate(zip(numbers, text, strict=True)):
-        axes.annotate(label, (value, i), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8, color=INK)
+        axes.annotate(
+            label, (value, i), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8, color=INK
+        )
 
 
 def speed(rows: Rows, path: Path) -> None:
@@ -160,8 +164,8 @@ def speed(rows: Rows, path: Path) -> None:
     left.set_yticks(range(len(groups)), [_label(group[0]) for group in groups], fontsize=8)
     first = rows[0]
     figure.suptitle(
-        f"driftmax {first['driftmax']} on {first['machine']}, {first['threads']} threads, torch {first['torch']}, "
-        f"{first['date']}",
+        f"driftmax {first['driftmax']} on {first['machine']}, {first['threads']} threads, "
+        f"torch {first['torch']}, {first['date']}",
         fontsize=11,
     )
     for axes in (left, right):
@@ -180,12 +184,16 @@ def _peer_panel(axes: Any, groups: Sequence[Sequence[Mapping[str, Any]]]) -> Non
     names = sorted({str(row["contender"]) for group in groups for row in group} - {"driftmax", "limit"})
     colors = {name: PEER_COLORS[i % len(PEER_COLORS)] for i, name in enumerate(_families(names))}
     for i, group in enumerate(groups):
-        ratios = [(str(row["contender"]), float(row["ratio"])) for row in group[1:] if row["contender"] != "limit"]
+        ratios = [
+            (str(row["contender"]), float(row["ratio"])) for row in group[1:] if row["contender"] != "limit"
+        ]
         if ratios:
             values = [value for _, value in ratios]
             axes.plot([min(1.0, *values), max(values)], [i, i], color="#d0d0d0", linewidth=1.5, zorder=1)
         for name, value in ratios:
-            axes.plot(value, i, "o", color=colors[_family(name)], markersize=7, markeredgecolor="white", zorder=2)
+            axes.plot(
+                value, i, "o", color=colors[_family(name)], markersize=7, markeredgecolor="white", zorder=2
+            )
     axes.axvline(1.0, color=GREEN, linewidth=2)
     axes.set_xscale("log")
     axes.set_xlabel("time of the peer / time of driftmax")
@@ -193,12 +201,18 @@ def _peer_panel(axes: Any, groups: Sequence[Sequence[Mapping[str, Any]]]) -> Non
         axes.plot([], [], "o", color=color, label=name, markersize=7, markeredgecolor="white")[0]
         for name, color in colors.items()
     ]
-    axes.legend(handles=handles, fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.4, -0.06), ncols=4)
+    axes.legend(
+        handles=handles, fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.4, -0.06), ncols=4
+    )
 
 
 def _family(name: str) -> str:
     """Fill peers (torch normal, torch uniform, ...) share one colour."""
-    return "torch fill" if name in {f"torch {kind}" for kind in ("normal", "uniform", "exponential", "gumbel")} else name
+    return (
+        "torch fill"
+        if name in {f"torch {kind}" for kind in ("normal", "uniform", "exponential", "gumbel")}
+        else name
+    )
 
 
 def _families(names: Iterable[str]) -> list[str]:

@@ -1,9 +1,10 @@
 """Next-token logits of a real language model over real text, made on the spot.
 
-The model mixes a smoothed 4-gram with a small recurrent network, both fitted to the Python standard library's own
-sources, which every machine that runs this package carries, at a vocabulary of 32768. It takes under a minute on two
-cores (a third of that for the quick model), reports bits per token on files it never saw, and is cached. The logits
-are what a sampler meets in practice: a few likely tokens, a long uneven tail, and rows of very different entropy.
+The model mixes a smoothed 4-gram with a small recurrent network, both fitted to the Python standard library's
+own sources, which every machine that runs this package carries, at a vocabulary of 32768. It takes under a
+minute on two cores (a third of that for the quick model), reports bits per token on files it never saw, and
+is cached. The logits are what a sampler meets in practice: a few likely tokens, a long uneven tail, and rows
+of very different entropy.
 """
 
 from __future__ import annotations
@@ -33,13 +34,16 @@ HIDDEN = 256
 SPAN = 32  # tokens per training sequence
 SPAN_READ = 128  # tokens per window when logits are made
 WARM = 16  # first positions of such a window, not used
+CHUNK = 256  # rows of logits made at a time
 HELD_OUT = 20  # every 20th file is never trained on
 NEGATIVES = 1024
+NETWORK_RATE = 4e-3
+TABLE_RATE = 0.1
 NETWORK_SHARE = 0.25  # weight of the network in the mixture; the counts have the rest
 FORMAT = 1  # raise when the training changes, so that old caches are not used
 
-# Words with their leading blank, split at case changes and underscores, numbers, punctuation, line breaks with their
-# indentation: the pieces a source file is made of.
+# Words with their leading blank, split at case changes and underscores, numbers, punctuation, line breaks
+# with their indentation: the pieces a source file is made of.
 PIECE = re.compile(
     r" ?[A-Z]?[a-z]+| ?[A-Z]+(?![a-z])| ?\d{1,4}|\n[ \t]*|[ ]+(?=\S)| ?[^\sA-Za-z\d]+|\s|.", re.DOTALL
 )
@@ -110,23 +114,27 @@ class RealModel:
 
     @torch.no_grad()
     def logits(self, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """[rows, V] log-probabilities at positions spread over the held-out text, and the tokens that came next."""
+        """[rows, V] log-probabilities at positions spread over held-out text, and the tokens that came."""
         contexts, targets = _windows(self.held_out, rows)
         features = self.network.features(contexts)[:, WARM:].reshape(-1, WIDTH)[:rows]
-        before = contexts.unfold(1, ngram.ORDER - 1, 1)[:, WARM - ngram.ORDER + 2 :].reshape(-1, ngram.ORDER - 1)[:rows]
+        before = contexts.unfold(1, ngram.ORDER - 1, 1)[:, WARM - ngram.ORDER + 2 :].reshape(
+            -1, ngram.ORDER - 1
+        )[:rows]
         result = torch.empty(rows, VOCABULARY)
-        for part in torch.arange(rows).split(256):
+        for begin in range(0, rows, CHUNK):
+            part = slice(begin, begin + CHUNK)
             law = torch.softmax(self.network.logits(features[part]), -1).mul_(NETWORK_SHARE)
             law.add_(self.counts.probabilities(before[part].numpy()), alpha=1.0 - NETWORK_SHARE)
-            torch.log(law, out=result[part[0] : part[-1] + 1])
+            torch.log(law, out=result[part])
         return result, targets
 
     def summary(self) -> str:
         """One line that shows that this is a real model."""
         return (
-            f"real logits: 4-gram and GRU mixture on the standard library's sources, V = {VOCABULARY}, held-out "
-            f"{self.bits_per_token:.2f} bits per token (perplexity {2**self.bits_per_token:.0f}; token frequencies "
-            f"alone {2**self.unigram_bits:.0f}), {self.recipe} training, {self.seconds:.0f} s"
+            "real logits: 4-gram and GRU mixture on the standard library's sources, "
+            f"V = {VOCABULARY}, held-out {self.bits_per_token:.2f} bits per token "
+            f"(perplexity {2**self.bits_per_token:.0f}; token frequencies alone "
+            f"{2**self.unigram_bits:.0f}), {self.recipe} training, {self.seconds:.0f} s"
         )
 
 
@@ -154,15 +162,17 @@ def source_files() -> list[Path]:
     skipped = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
     files = [path for path in root.rglob("*.py") if not skipped & set(path.relative_to(root).parts)]
     if len(files) < 100:
-        raise FileNotFoundError(f"real logits need the standard library's sources; {root} holds {len(files)} files")
+        raise FileNotFoundError(
+            f"real logits need the standard library's sources; {root} holds {len(files)} files"
+        )
     return sorted(files, key=lambda path: path.relative_to(root).as_posix())
 
 
 def tokenize(texts: list[str], vocabulary: int = VOCABULARY) -> list[np.ndarray]:
     """Split texts into pieces; the most frequent ones become tokens, the rest is spelled in bytes.
 
-    Ties in frequency go to the piece that comes first in the alphabet, so the vocabulary does not depend on hash
-    order. Returns one int32 array of ids below ``vocabulary`` per text.
+    Ties in frequency go to the piece that comes first in the alphabet, so the vocabulary does not depend on
+    hash order. Returns one int32 array of ids below ``vocabulary`` per text.
     """
     pieces = [PIECE.findall(text) for text in texts]
     counts: collections.Counter[str] = collections.Counter()
@@ -188,23 +198,63 @@ def _corpus() -> tuple[torch.Tensor, torch.Tensor]:
     )
 
 
-def _sampled_loss(model: NextToken, features: torch.Tensor, targets: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """Softmax over the target and shared negatives, corrected for how often each negative is proposed."""
+class _Rows:
+    """The few rows of the embedding and the output bias that one step touches, as leaves of their own.
+
+    Each step reads about two thousand of the 32768 rows. Gradients and row-wise Adagrad (Duchi et al., 2011)
+    on just these spare every step a dense update of the whole table.
+    """
+
+    def __init__(self, model: NextToken) -> None:
+        self.table, self.bias = model.embedding.weight.data, model.bias.data
+        self.table_scale = torch.full((self.table.shape[0], 1), 1e-2)
+        self.bias_scale = torch.full_like(self.bias, 1.0)
+
+    def take(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.table[ids].requires_grad_(), self.bias[ids].requires_grad_()
+
+    def step(self, ids: torch.Tensor, table: torch.Tensor, bias: torch.Tensor, rate: float) -> None:
+        """Adagrad with one scale per row; ``ids`` has no repeats."""
+        assert table.grad is not None
+        assert bias.grad is not None
+        self.table_scale[ids] += table.grad.square().sum(1, keepdim=True)
+        self.table[ids] -= rate * table.grad / self.table_scale[ids].sqrt()
+        self.bias_scale[ids] += bias.grad.square()
+        self.bias[ids] -= rate * bias.grad / self.bias_scale[ids].sqrt()
+
+
+def _sampled_loss(
+    model: NextToken, rows: _Rows, tokens: torch.Tensor, noise: torch.Tensor, rate: float
+) -> torch.Tensor:
+    """One step's loss and the update of the table's rows; the caller updates the network.
+
+    Softmax over the target and shared negatives, corrected for how often each negative is proposed.
+    """
     negatives = torch.multinomial(noise, NEGATIVES, replacement=True)
-    weight, bias = model.embedding.weight, model.bias
-    proposed = (noise * NEGATIVES).log()
-    own = (features * weight[targets]).sum(-1) + bias[targets] - proposed[targets]
-    other = features @ weight[negatives].T + (bias[negatives] - proposed[negatives])
-    other = other.masked_fill(negatives == targets[:, None], -torch.inf)
-    return torch.nn.functional.softplus(torch.logsumexp(other, 1) - own).mean()
+    ids, where = torch.unique(torch.cat([tokens.reshape(-1), negatives]), return_inverse=True)
+    table, bias = rows.take(ids)
+    text, drawn = where[: tokens.numel()].reshape(tokens.shape), where[tokens.numel() :]
+    targets = text[:, 1:].reshape(-1)
+    states, _ = model.recurrent(table[text[:, :-1]])
+    features = model.down(states).reshape(-1, WIDTH)
+    proposed = (noise[ids] * NEGATIVES).log()
+    own = (features * table[targets]).sum(-1) + bias[targets] - proposed[targets]
+    other = features @ table[drawn].T + (bias[drawn] - proposed[drawn])
+    other = other.masked_fill(drawn == targets[:, None], -torch.inf)
+    loss = torch.nn.functional.softplus(torch.logsumexp(other, 1) - own).mean()
+    loss.backward()  # type: ignore[no-untyped-call]  # torch's own annotation is missing
+    rows.step(ids, table, bias, rate)
+    return loss.detach()
 
 
 def _train(train: torch.Tensor, unigram: torch.Tensor, recipe: Recipe) -> NextToken:
-    """Adam with a linear decay; progress is the larger of steps done and time used."""
+    """Adam on the network, Adagrad on the table, linear decay; progress is the larger of steps and time."""
     model = NextToken(unigram)
     noise = unigram**0.75
     noise /= noise.sum()
-    optimizer = torch.optim.Adam(model.parameters(), lr=1.0, betas=(0.9, 0.99))
+    network = [*model.recurrent.parameters(), *model.down.parameters()]
+    rows = _Rows(model)
+    optimizer = torch.optim.Adam(network, lr=1.0, betas=(0.9, 0.99))
     generator = torch.Generator().manual_seed(0)
     span = torch.arange(SPAN + 1)
     start = time.perf_counter()
@@ -213,22 +263,19 @@ def _train(train: torch.Tensor, unigram: torch.Tensor, recipe: Recipe) -> NextTo
             done = max(step / recipe.steps, (time.perf_counter() - start) / recipe.seconds)
             if done >= 1.0:
                 break
-            optimizer.param_groups[0]["lr"] = 4e-3 * (1.0 - done) + 1e-4
+            optimizer.param_groups[0]["lr"] = NETWORK_RATE * (1.0 - done) + 1e-4
             first = torch.randint(train.numel() - SPAN - 1, (recipe.batch, 1), generator=generator)
-            tokens = train[first + span]
-            features = model.features(tokens[:, :-1]).reshape(-1, WIDTH)
-            loss = _sampled_loss(model, features, tokens[:, 1:].reshape(-1), noise)
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]  # torch's own annotation is missing
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            loss = _sampled_loss(model, rows, train[first + span], noise, TABLE_RATE * (1.0 - done))
+            torch.nn.utils.clip_grad_norm_(network, 1.0)
             optimizer.step()
             bar.update()
-            bar.set_postfix(loss=f"{loss.item():.2f}")
+            bar.set_postfix(loss=f"{loss.item():.2f}", refresh=False)
     return model.eval()
 
 
 def _windows(held_out: torch.Tensor, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Contexts [windows, SPAN_READ] spread over the held-out text, and the next tokens at the first ``rows`` positions.
+    """Contexts [windows, SPAN_READ] spread over held-out text, and the tokens next to the first ``rows``.
 
     The first ``WARM`` positions of a window, where the model has seen little, do not count.
     """

@@ -47,8 +47,8 @@ COLUMNS = (
 def rows_of(result: Result, settings: Settings, isa: str, machine: Machine) -> list[Row]:
     """One row per contender of a workload.
 
-    ``ratio`` is the contender's median over driftmax's (how many times longer it takes); ``share_of_limit`` is the
-    limit's median over driftmax's and stands in driftmax's row.
+    ``ratio`` is the contender's median over driftmax's (how many times longer it takes); ``share_of_limit``
+    is the limit's median over driftmax's and stands in driftmax's row.
     """
     workload = result.workload
     rows: list[Row] = []
@@ -141,7 +141,10 @@ def line_of(result: Result, isa: str) -> str:
 
 
 def summary(
-    results: Sequence[Result], failures: Sequence[tuple[Workload, GateFailed]], machine: Machine, settings: Settings
+    results: Sequence[Result],
+    failures: Sequence[tuple[Workload, GateFailed]],
+    machine: Machine,
+    settings: Settings,
 ) -> str:
     """The closing lines: what it ran on, the headline row against every peer, and what failed its gate."""
     lines = [
@@ -152,10 +155,12 @@ def summary(
     if headline is not None and headline.peers:
         against = ", ".join(f"{headline.ratio(name):.3g}x {name}" for name in headline.peers)
         lines.append(
-            f"{headline.workload.label}: {duration(headline.subject.median_ms)}; faster than its peers by {against}"
+            f"{headline.workload.label}: {duration(headline.subject.median_ms)}; its peers take {against}"
         )
         if not math.isnan(headline.share):
-            lines.append(f"  and {1 / headline.share:.3g}x the time of the limit ({headline.workload.limit_name})")
+            lines.append(
+                f"  and {1 / headline.share:.3g}x the time of the limit ({headline.workload.limit_name})"
+            )
     if failures:
         lines.append(f"{len(failures)} workloads FAILED their correctness gate and were not timed:")
         lines += [f"  {workload.label}: {failure}" for workload, failure in failures]
@@ -166,4 +171,8 @@ def summary(
 
 def _headline_rank(result: Result) -> tuple[bool, bool, int]:
     workload = result.workload
-    return (workload.case == "categorical", workload.dtype == "float32" and bool(result.peers), len(result.peers))
+    return (
+        workload.case == "categorical",
+        workload.dtype == "float32" and bool(result.peers),
+        len(result.peers),
+    )

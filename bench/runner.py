@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from . import limits, machine, real_logits, report
 from .cases import CASES, load
 from .harness import GateFailed, Result, Settings, Workload, run_all
 
-QUICK = {"rounds": 5, "budget_s": 0.8}
+QUICK_ROUNDS, QUICK_BUDGET_S = 5, 0.8
 
 
 def listing() -> str:
@@ -45,11 +46,24 @@ class _Run:
 
 def _settings(quick: bool, device: str, threads: int | None) -> Settings:
     if device == "cuda" and not torch.cuda.is_available():
-        raise RuntimeError("--device cuda: torch sees no CUDA or ROCm device; install a torch built for your GPU")
-    if threads is not None:
-        torch.set_num_threads(threads)
-    settings = Settings(device=torch.device(device), threads=torch.get_num_threads(), quick=quick)
-    return dataclasses.replace(settings, **QUICK) if quick else settings
+        raise RuntimeError(
+            "--device cuda: torch sees no CUDA or ROCm device; install a torch built for your GPU"
+        )
+    settings = Settings(device=torch.device(device), threads=threads or torch.get_num_threads(), quick=quick)
+    if quick:
+        return dataclasses.replace(settings, rounds=QUICK_ROUNDS, budget_s=QUICK_BUDGET_S)
+    return settings
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Run with this many threads, and leave torch's setting as it was."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _chosen(cases: Sequence[str] | None) -> list[str]:
@@ -112,9 +126,15 @@ def run(
     if plot is not None:
         require_matplotlib()
     settings = _settings(quick, device, threads)
+    with _threads(settings.threads):
+        return _run(chosen, settings, csv, plot)
+
+
+def _run(chosen: Sequence[str], settings: Settings, csv: Path | None, plot: Path | None) -> int:
+    """The run itself, with everything checked beforehand."""
     state = _Run(settings, machine.describe(settings.device))
     if "categorical" in chosen or "gumbel_topk" in chosen:
-        print(real_logits.real_model(quick=quick).summary(), flush=True)
+        print(real_logits.real_model(quick=settings.quick).summary(), flush=True)
     print(report.header())
     findings = []
     for name in chosen:

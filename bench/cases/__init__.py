@@ -1,4 +1,4 @@
-"""One file per op or workload. A case offers ``workloads(settings)`` and, where it has findings, ``report(settings)``."""
+"""One file per op or workload: it offers ``workloads(settings)``, ``report(settings)``, or both."""
 
 from __future__ import annotations
 

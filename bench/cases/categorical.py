@@ -1,7 +1,8 @@
-"""`driftmax.categorical`: one draw per row of logits, with every method, dtype, batch size and filter that matters.
+"""`driftmax.categorical`: one draw per row of logits, by method, dtype, batch size and filter.
 
-The limit is a bare read of the same logits. The gate draws 4096 times from the workload's first row and holds the
-tokens to its softmax, compares a few rows with the reference backend, and checks the by-products in float64.
+The limit is a bare read of the same logits. The gate draws 4096 times from the workload's first row and holds
+the tokens to its softmax, compares a few rows with the reference backend, and checks the by-products in
+float64.
 """
 
 from __future__ import annotations
@@ -9,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import torch
-
 import driftmax
+import torch
 
 from ... import _core
 from .. import gates, inputs, limits, peers
@@ -24,7 +24,9 @@ REFERENCE_ROWS = 4
 STATS_TOLERANCE = 2e-5
 
 
-def kept_law(logits: torch.Tensor, top_k: int | None, top_p: float | None, min_p: float | None) -> torch.Tensor:
+def kept_law(
+    logits: torch.Tensor, top_k: int | None, top_p: float | None, min_p: float | None
+) -> torch.Tensor:
     """The law of one row in float64 after the filters, by sorting: the gate's oracle."""
     order = torch.argsort(logits, descending=True, stable=True)
     mass = torch.softmax(logits.double()[order], 0)
@@ -40,7 +42,9 @@ def kept_law(logits: torch.Tensor, top_k: int | None, top_p: float | None, min_p
     return law
 
 
-def gate(logits: torch.Tensor, settings: Settings, options: Mapping[str, Any], what: str) -> Callable[[], None]:
+def gate(
+    logits: torch.Tensor, settings: Settings, options: Mapping[str, Any], what: str
+) -> Callable[[], None]:
     """The correctness gate of one workload."""
     filters = {key: options.get(key) for key in ("top_k", "top_p", "min_p")}
     plain = {key: value for key, value in options.items() if key != "return_stats"}
@@ -50,7 +54,11 @@ def gate(logits: torch.Tensor, settings: Settings, options: Mapping[str, Any], w
         row = logits[0]
         law = kept_law(row.float().cpu(), **filters)
         gates.law_gate(
-            lambda many: driftmax.categorical(many, rng=settings.seed, **plain), row, law, f"{what} law", draws
+            lambda many: driftmax.categorical(many, rng=settings.seed, **plain),
+            row,
+            law,
+            f"{what} law",
+            draws,
         )
         few = logits[:REFERENCE_ROWS]
         got, stats = driftmax.categorical(few, rng=settings.seed, **{**plain, "return_stats": True})
@@ -60,7 +68,9 @@ def gate(logits: torch.Tensor, settings: Settings, options: Mapping[str, Any], w
             log_law = torch.log_softmax(few.double(), -1)
             chosen = log_law.gather(1, got[:, None]).squeeze(1)
             gates.check_close(stats.log_prob, chosen, STATS_TOLERANCE, f"{what} log_prob")
-            gates.check_close(stats.log_z, torch.logsumexp(few.double(), -1), STATS_TOLERANCE, f"{what} log_z")
+            gates.check_close(
+                stats.log_z, torch.logsumexp(few.double(), -1), STATS_TOLERANCE, f"{what} log_z"
+            )
             entropy = -(log_law.exp() * log_law).sum(-1)
             gates.check_close(stats.entropy, entropy, STATS_TOLERANCE, f"{what} entropy")
 
@@ -141,7 +151,7 @@ def _shapes(settings: Settings) -> Iterator[Workload]:
 
 def _filters(settings: Settings) -> Iterator[Workload]:
     """top-k, top-p and min-p on real logits."""
-    logits = inputs.real(128 if settings.quick else BATCH, settings.quick)[:128 if settings.quick else 256]
+    logits = inputs.real(128 if settings.quick else BATCH, settings.quick)[: 128 if settings.quick else 256]
     logits = logits.to(settings.device)
     for variant, options, keep in (
         ("top_k=50", {"top_k": 50}, lambda x: peers.top_k_filter(x, 50)),

@@ -1,7 +1,7 @@
 """`driftmax.random` fills against torch's, into a buffer made once and larger than the last-level cache.
 
-The limit is a bare write of the same bytes. The gate checks moments, and that the first elements are the reference
-backend's bit for bit.
+The limit is a bare write of the same bytes. The gate checks moments, and that the first elements are the
+reference backend's bit for bit.
 """
 
 from __future__ import annotations
@@ -10,11 +10,10 @@ import math
 from collections.abc import Callable, Iterator
 
 import torch
-
 from driftmax import random
 
 from .. import gates, inputs, limits
-from ..harness import Settings, Workload
+from ..harness import GateFailed, Settings, Workload
 
 ELEMENTS = 2**24
 PREFIX = 4096
@@ -45,11 +44,11 @@ def _workload(settings: Settings, kind: str, dtype: torch.dtype) -> Workload:
     options = {"rng": settings.seed, "dtype": dtype, "device": settings.device}
 
     def gate() -> None:
-        fill(ELEMENTS, out=buffer, rng=settings.seed)
+        fill(ELEMENTS, out=buffer, **options)
         gates.check_moments(buffer, *MOMENTS[kind], kind)
         wanted = fill(PREFIX, backend="reference", **options)
         if not torch.equal(buffer[:PREFIX], wanted):
-            raise gates.GateFailed(f"{kind}: the first elements are not the reference's, bit for bit")
+            raise GateFailed(f"{kind}: the first elements are not the reference's, bit for bit")
 
     return Workload(
         case="fill",
@@ -57,7 +56,7 @@ def _workload(settings: Settings, kind: str, dtype: torch.dtype) -> Workload:
         dtype=str(dtype).removeprefix("torch."),
         n=1,
         v=ELEMENTS,
-        subject=lambda: fill(ELEMENTS, out=buffer, rng=settings.seed),
+        subject=lambda: fill(ELEMENTS, out=buffer, **options),
         gate=gate,
         peers={f"torch {kind}": torch_fill(kind, peer_buffer)},
         limit=limits.bare_write(buffer),

@@ -1,16 +1,15 @@
 """`driftmax.gumbel_topk`: k draws per row without replacement.
 
-The limit is a bare read of the logits. The gate holds the first token of each list to the softmax, and whole lists to
-the reference backend's.
+The limit is a bare read of the logits. The gate holds the first token of each list to the softmax, and whole
+lists to the reference backend's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
-
 import driftmax
+import torch
 
 from .. import gates, inputs, limits
 from ..harness import Run, Settings, Workload
@@ -40,7 +39,11 @@ def _workload(settings: Settings, variant: str, logits: torch.Tensor, k: int) ->
     def gate() -> None:
         law = torch.softmax(logits[0].double(), -1)
         gates.law_gate(
-            lambda many: driftmax.gumbel_topk(many, k, rng=settings.seed)[:, 0], logits[0], law, f"{variant} law", 1024
+            lambda many: driftmax.gumbel_topk(many, k, rng=settings.seed)[:, 0],
+            logits[0],
+            law,
+            f"{variant} law",
+            1024,
         )
         few = logits[:REFERENCE_ROWS]
         wanted = driftmax.gumbel_topk(few, k, rng=settings.seed, backend="reference")

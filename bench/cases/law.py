@@ -1,15 +1,15 @@
 """The fault figure: what the noise's precision does to the law of a masked-diffusion sampler.
 
-A masked position of vocabulary size K holds a categorical over K tokens *and* the mask. In a step that unmasks with
-probability delta = 1/N, token v has probability delta pi_v. Gumbel-max draws it as a race of exponentials, and a float32
-uniform lies on a grid of spacing eps = 2^-24, so no exponential is below eps and the rare tokens lose races that they
-should win. Counting grid points gives the law of what gets unmasked,
+A masked position of vocabulary size K holds a categorical over K tokens *and* the mask. In a step that
+unmasks with probability delta = 1/N, token v has probability delta pi_v. Gumbel-max draws it as a race of
+exponentials, and a float32 uniform lies on a grid of spacing eps = 2^-24, so no exponential is below eps and
+the rare tokens lose races that they should win. Counting grid points gives the law of what gets unmasked,
 
     q_v  proportional to  pi_v a / (e^a - 1),    a = eps (1 - delta) / (pi_v delta).
 
-This is the fault behind published generative perplexities: Zheng et al., "Masked Diffusion Models are Secretly
-Time-Agnostic Masked Models and Exploit Inaccurate Categorical Sampling" (2024), section 5. Here pi is Zipf(1) over
-K = 50257 tokens. Lines are the analytic law; dots are measured with the samplers themselves.
+This is the fault behind published generative perplexities: Zheng et al., "Masked Diffusion Models are
+Secretly Time-Agnostic Masked Models and Exploit Inaccurate Categorical Sampling" (2024), section 5. Here pi
+is Zipf(1) over K = 50257 tokens. Lines are the analytic law; dots are measured with the samplers themselves.
 """
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import driftmax
 import numpy as np
 import torch
 from tqdm import tqdm
-
-import driftmax
 
 from ..harness import Settings
 from ..report import Finding, Row
@@ -40,7 +39,7 @@ SIGMA = 6.0  # a measured driftmax law this far from the exact one fails the run
 def zipf(vocabulary: int = VOCABULARY) -> np.ndarray:
     """Zipf(1): probability of rank r proportional to 1/r, most frequent first, float64 [vocabulary]."""
     weight = 1.0 / np.arange(1, vocabulary + 1)
-    return weight / weight.sum()
+    return np.asarray(weight / weight.sum())
 
 
 def entropy(law: np.ndarray) -> float:
@@ -74,11 +73,11 @@ def mask_inside(pi: np.ndarray, delta: float, eps: float) -> np.ndarray:
     a = eps * (1.0 - delta) / (pi * delta)
     factor = np.where(a < 1e-8, 1.0 - 0.5 * a, a / np.expm1(np.clip(a, 1e-8, 700.0)))
     law = pi * factor
-    return law / law.sum()
+    return np.asarray(law / law.sum())
 
 
 def mask_outside(pi: np.ndarray, eps: float) -> np.ndarray:
-    """Law of the token when a clock decides *whether* to unmask and the race is among tokens only (a = eps / pi)."""
+    """Law of the token when a clock decides *whether* to unmask and only tokens race (a = eps / pi)."""
     return mask_inside(pi, 0.5, eps)
 
 
@@ -101,8 +100,8 @@ class Estimate:
 def measured_variation(ranks: np.ndarray, pi: np.ndarray, favoured: np.ndarray) -> Estimate:
     """Mass of the set that float32 noise favours, beyond what ``pi`` gives it.
 
-    The set is chosen before any draw, so the estimate is unbiased: its mean is the total variation for the float32
-    law, and zero for an exact sampler (negative values are chance).
+    The set is chosen before any draw, so the estimate is unbiased: its mean is the total variation for the
+    float32 law, and zero for an exact sampler (negative values are chance).
     """
     count = max(1, ranks.size)
     share = float(favoured[ranks].mean()) if ranks.size else math.nan
@@ -113,9 +112,10 @@ def measured_variation(ranks: np.ndarray, pi: np.ndarray, favoured: np.ndarray) 
 def measured_entropy(ranks: np.ndarray, pi: np.ndarray, bins: int = BINS) -> Estimate:
     """Entropy of the tokens drawn, from far fewer draws than tokens.
 
-    Ranks fall into logarithmic bins; inside a bin tokens are taken as proportional to ``pi``, so the entropy is that of
-    the bins (with Miller's and Madow's correction for finite counts) plus that of ``pi`` inside each. For a law whose
-    ratio to ``pi`` changes slowly with rank, as here, the bins cost less than 0.02 nats (a test holds this).
+    Ranks fall into logarithmic bins; inside a bin tokens are taken as proportional to ``pi``, so the entropy
+    is that of the bins (with Miller's and Madow's correction for finite counts) plus that of ``pi`` inside
+    each. For a law whose ratio to ``pi`` changes slowly with rank, as here, the bins cost less than 0.02 nats
+    (a test holds this).
     """
     count = ranks.size
     edges = np.unique(np.round(np.geomspace(1, pi.size + 1, bins + 1)).astype(int)) - 1
@@ -132,18 +132,22 @@ def measured_entropy(ranks: np.ndarray, pi: np.ndarray, bins: int = BINS) -> Est
     return Estimate(value, math.sqrt(max(variance, 0.0) / max(1, count)))
 
 
-def torch_gumbel(pi: np.ndarray, rows: int, dtype: torch.dtype, seed: int, steps: tuple[int, ...]) -> dict[int, Draws]:
+def torch_gumbel(
+    pi: np.ndarray, rows: int, dtype: torch.dtype, seed: int, steps: tuple[int, ...]
+) -> dict[int, Draws]:
     """argmax(logits - log(-log U)) over tokens and mask, as masked-diffusion codes write it.
 
-    A row's noise serves every N: only the mask's logit depends on it. So the numbers of different N are correlated
-    with each other, and each is what a run at that N alone would give.
+    A row's noise serves every N: only the mask's logit depends on it. So the numbers of different N are
+    correlated with each other, and each is what a run at that N alone would give.
     """
     logits = torch.from_numpy(np.log(pi)).to(dtype)
     mask_logits = torch.tensor([math.log(n - 1.0) for n in steps], dtype=dtype)
     generator = torch.Generator().manual_seed(seed)
     noise = torch.empty(CHUNK, pi.size + 1, dtype=dtype)
     found: dict[int, list[torch.Tensor]] = {n: [] for n in steps}
-    for _ in tqdm(range(rows // CHUNK), desc=f"torch {dtype}".replace("torch.", ""), unit="chunk", leave=False):
+    for _ in tqdm(
+        range(rows // CHUNK), desc=f"torch {dtype}".replace("torch.", ""), unit="chunk", leave=False
+    ):
         torch.rand(noise.shape, dtype=dtype, generator=generator, out=noise)
         noise.log_().neg_().log_().neg_()
         noise[:, :-1] += logits
@@ -211,8 +215,10 @@ def _measurements(quick: bool, pi: np.ndarray, seed: int) -> Iterator[tuple[str,
 def _text(rows: list[Row], exact: float) -> str:
     """The table: analytic and measured side by side."""
     lines = [
-        f"law: masked diffusion, mask state inside the categorical, Zipf(1), K = {VOCABULARY}; exact entropy {exact:.3f}",
-        f"{'sampler':<10}{'N':>6}  {'entropy':>9}  {'TV':>8}   {'measured entropy':>18}  {'measured TV':>18}  {'draws':>8}",
+        f"law: masked diffusion, mask state inside the categorical, Zipf(1), K = {VOCABULARY}; "
+        f"exact entropy {exact:.3f}",
+        f"{'sampler':<10}{'N':>6}  {'entropy':>9}  {'TV':>8}   {'measured entropy':>18}  {'measured TV':>18}"
+        f" {'draws':>8}",
     ]
     measured = {(row["sampler"], row["N"]): row for row in rows if row["kind"] == "measured"}
     for row in rows:

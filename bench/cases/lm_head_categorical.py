@@ -1,17 +1,17 @@
 """`driftmax.lm_head_categorical`: hidden states and head weights to tokens, the logits never stored.
 
-The limit is the matrix product alone. Peers store the logits and then sample: with torch's fastest way, and with
-`driftmax.categorical`. The extra peak memory of each is measured too. The gate holds draws from one hidden state to
-its softmax, and the tokens to those of the unfused path (which differ only where rounding of the product decides).
+The limit is the matrix product alone. Peers store the logits and then sample: with torch's fastest way, and
+with `driftmax.categorical`. The extra peak memory of each is measured too. The gate holds draws from one
+hidden state to its softmax, and the tokens to those of the unfused path (which differ only where rounding of
+the product decides).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-import torch
-
 import driftmax
+import torch
 
 from .. import gates, limits, memory, peers
 from ..harness import SUBJECT, Run, Settings, Workload

@@ -1,20 +1,20 @@
-"""What a call costs beside its work: `driftmax.categorical` on a tiny tensor against a bare call of the compiled core.
+"""What a call costs beside its work: `driftmax.categorical` on a tiny tensor against a bare core call.
 
-The limit is that bare call with ready-made pointers: the difference of the two medians is the price of argument
-checks and dispatch.
+The limit is that bare call with ready-made pointers: the difference of the two medians is the price of
+argument checks and dispatch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-
-import torch
+from typing import Any
 
 import driftmax
+import torch
 
 from ... import _core
-from .. import gates, peers
-from ..harness import Run, Settings, Workload
+from .. import peers
+from ..harness import GateFailed, Run, Settings, Workload
 
 VOCABULARY = 8
 
@@ -23,12 +23,13 @@ def bare_call(logits: torch.Tensor, tokens: torch.Tensor, settings: Settings) ->
     """The compiled core's categorical with its arguments prepared beforehand."""
     shape = (logits.shape[0], 1, logits.stride(0), 0, logits.shape[1])
     streams = (settings.seed, 0, 0, 0, 0)
-    options = (1.0, 0, 0, 0, 1.0, 0, 0.0, 0)
-    core, source, target = _core.categorical, logits.data_ptr(), tokens.data_ptr()
-    threads = settings.threads
+    options = (1.0, 0, 0, 0, 1.0, 0, 0.0, 0)  # temperature, top_k, top_p, min_p; no per-row values
+    arguments: tuple[Any, ...] = (logits.data_ptr(), 0, *shape, *streams, *options, 0)
+    arguments = (*arguments, tokens.data_ptr(), 0, settings.threads)
+    core = _core.categorical
 
     def call(keep: tuple[torch.Tensor, torch.Tensor] = (logits, tokens)) -> int:  # keeps both buffers alive
-        return core(source, 0, *shape, *streams, *options, 0, target, 0, threads)
+        return core(*arguments)
 
     return call
 
@@ -49,7 +50,7 @@ def workloads(settings: Settings) -> Iterator[Workload]:
         out.fill_(-1)
         bare()
         if int(out) != wanted:
-            raise gates.GateFailed(f"the bare call drew token {int(out)}, the public one {wanted}")
+            raise GateFailed(f"the bare call drew token {int(out)}, the public one {wanted}")
 
     yield Workload(
         case="overhead",

@@ -1,8 +1,8 @@
 """The ``driftmax`` command: ``bench``, ``doctor`` and ``compile``.
 
 This file only parses arguments and prints; the work is in :mod:`driftmax.bench`, :mod:`driftmax.doctor` and
-:mod:`driftmax.aot`, imported when their subcommand is called. Exit codes: 0 all well, 1 a check failed (a gate, a
-self-test, a kernel that does not compile), 2 wrong usage or something missing.
+:mod:`driftmax.aot`, imported when their subcommand is called. Exit codes: 0 all well, 1 a check failed (a
+gate, a self-test, a kernel that does not compile), 2 wrong usage or something missing.
 """
 
 from __future__ import annotations
@@ -35,25 +35,31 @@ def _parser() -> argparse.ArgumentParser:
     bench = commands.add_parser(
         "bench",
         help="time every op against its peers and the machine's limit",
-        description="Microbenchmarks. Each workload first passes a correctness gate; then driftmax, its peers and "
-        "the machine's limit run in turn, and their medians are compared.",
+        description="Microbenchmarks. Each workload first passes a correctness gate; then driftmax, its "
+        "peers and the machine's limit run in turn, and their medians are compared.",
     )
-    bench.add_argument("--quick", action="store_true", help="the main workloads only, under a minute on two cores")
+    bench.add_argument(
+        "--quick", action="store_true", help="the main workloads only, under a minute on two cores"
+    )
     bench.add_argument("--case", nargs="+", metavar="NAME", help="only these cases (see --list)")
-    bench.add_argument("--csv", type=Path, metavar="FILE", help="write tidy rows (the law case: law.csv beside it)")
+    bench.add_argument(
+        "--csv", type=Path, metavar="FILE", help="write tidy rows (the law case: law.csv beside it)"
+    )
     bench.add_argument(
         "--plot", type=Path, metavar="FILE", help="draw the rows (the law case: fp32_fault.png beside it)"
     )
     bench.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    bench.add_argument("--threads", type=_positive, metavar="N", help="threads of torch and driftmax (default: torch's)")
+    bench.add_argument(
+        "--threads", type=_positive, metavar="N", help="threads of torch and driftmax (default: torch's)"
+    )
     bench.add_argument("--list", action="store_true", help="list the cases and stop")
     bench.set_defaults(run=_bench)
 
     doctor = commands.add_parser(
         "doctor",
         help="what is installed, what is missing and why, and a self-test",
-        description="Versions, instruction sets, threads, memory bandwidth, backends, GPU, and a self-test of at most "
-        "ten seconds. Exit code 1 when a check fails.",
+        description="Versions, instruction sets, threads, memory bandwidth, backends, GPU, and a self-test "
+        "of at most ten seconds. Exit code 1 when a check fails.",
     )
     doctor.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     doctor.set_defaults(run=_doctor)
@@ -61,9 +67,12 @@ def _parser() -> argparse.ArgumentParser:
     compile_ = commands.add_parser(
         "compile",
         help="compile the Triton kernels ahead of time, without a GPU",
-        description="Compile every Triton kernel for the given targets. Needs no GPU. Exit code 1 when one fails.",
+        description="Compile every Triton kernel for the given targets, without a GPU. Exit code 1 "
+        "when one fails.",
     )
-    compile_.add_argument("--targets", default=TARGETS, metavar="LIST", help=f"comma-separated (default {TARGETS})")
+    compile_.add_argument(
+        "--targets", default=TARGETS, metavar="LIST", help=f"comma-separated (default {TARGETS})"
+    )
     compile_.set_defaults(run=_compile)
     return parser
 
@@ -101,7 +110,9 @@ def _compile(arguments: argparse.Namespace) -> int:
     results = aot.compile_kernels(targets)
     print(f"{'target':<10} {'kernel':<44} {'result':<8}")
     for result in results:
-        print(f"{result.target:<10} {result.kernel:<44} {'failed: ' + result.error if result.error else 'ok'}")
+        print(
+            f"{result.target:<10} {result.kernel:<44} {'failed: ' + result.error if result.error else 'ok'}"
+        )
     failed = sum(bool(result.error) for result in results)
     print(f"{len(results) - failed} of {len(results)} kernels compiled for {', '.join(targets)}")
     return EXIT_FAILED if failed or not results else EXIT_OK
