@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from driftmax.kernels import noise
-from driftmax.kernels.launch import OPTIONS, stream
+from driftmax.kernels.launch import interpreted, launch, stream
 from driftmax.kernels.philox import block_words, interleave, stream_words
 
 BITS = tl.constexpr(1)
@@ -81,7 +84,18 @@ def fill(
 ) -> None:
     """Fill the contiguous `out`, seen as [n_rows, length], with one stream per row. See ``driftmax.random``."""
     length = out.numel() // n_rows
-    blocks = 256 if out.is_cuda else 4096  # interpreted programs cost by the program
+    blocks = 4096 if interpreted() else 256
     tiles = triton.cdiv(length, 4 * blocks)
     streams = stream(seed, seeds, rows, positions, step, steps)
-    fill_kernel[(n_rows * tiles,)](out, length, tiles, *streams, KIND=kind, BLOCKS=blocks, num_warps=4, **OPTIONS)
+    launch(fill_kernel, (n_rows * tiles,), out, length, tiles, *streams, KIND=kind, BLOCKS=blocks, num_warps=4)
+
+
+def specialisations() -> Iterator[tuple[Any, ...]]:
+    """Arguments of `fill` that between them launch every variant worth compiling ahead of time."""
+    one, row = (5, None, None, None, 0, None), torch.zeros(2, dtype=torch.int64)
+    per_row = (0, row, row, row, 0, row[:1])
+    yield (torch.empty(4096, dtype=torch.int32), 1, 1, *one)
+    for kind in (2, 3, 4, 5):
+        for dtype in (torch.float32, torch.float64):
+            yield (torch.empty(4096, dtype=dtype), kind, 1, *one)
+    yield (torch.empty(2, 4096), 5, 2, *per_row)

@@ -1,8 +1,14 @@
-"""What the launchers share: scalars and streams in the form the kernels take, and how a batch is cut into programs."""
+"""What the launchers share: scalars and streams in the form the kernels take, the launch itself, and its recording.
+
+The ahead-of-time compiler asks the launchers themselves what they launch (`recording`), so that its list cannot go stale.
+"""
 
 from __future__ import annotations
 
+import os
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -14,6 +20,41 @@ BLOCK = 1024  # tokens per block of the block race
 
 #: Launch options of every kernel. A fused multiply-add that the source does not ask for would change the noise.
 OPTIONS: dict[str, Any] = {"enable_fp_fusion": False}
+
+
+class Launch(NamedTuple):
+    """One recorded launch."""
+
+    kernel: Any
+    arguments: tuple[Any, ...]
+    meta: dict[str, Any]
+
+
+_records: list[Launch] | None = None
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **meta: Any) -> None:
+    """Run `kernel` on `grid`, or only note it down inside `recording`."""
+    if _records is not None:
+        _records.append(Launch(kernel, arguments, meta | OPTIONS))
+    else:
+        kernel[grid](*arguments, **meta, **OPTIONS)
+
+
+@contextmanager
+def recording() -> Iterator[list[Launch]]:
+    """Launches inside the block go to the list that this yields, not to a device."""
+    global _records
+    _records = []
+    try:
+        yield _records
+    finally:
+        _records = None
+
+
+def interpreted() -> bool:
+    """Whether Triton's interpreter runs the kernels: a program costs milliseconds, so make few and wide ones."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
 class Stream(NamedTuple):

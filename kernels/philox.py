@@ -71,7 +71,7 @@ def element_words(
     first, BLOCKS: tl.constexpr, purpose: tl.constexpr, plane: tl.constexpr, k0, k1, position, step, row
 ):
     """Words of elements 4 * first .. 4 * (first + BLOCKS), uint32 [BLOCKS, 4]: one Philox call for each four."""
-    block = first + tl.arange(0, BLOCKS)
+    block = first + tl.arange(0, BLOCKS).to(tl.int64)
     w0, w1, w2, w3 = block_words(block, purpose, plane, k0, k1, position, step, row)
     return interleave(w0, w1, w2, w3, BLOCKS)
 

@@ -1,0 +1,192 @@
+"""The token race of docs/numerics.md section 3 on a tile, and what every kernel does with one draw's scalars and logits."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from driftmax.kernels import noise
+from driftmax.kernels.philox import element_words
+
+FAR = tl.constexpr(1 << 62)  # above every index
+
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def float64_of(lo, hi):
+    """The float64 whose halves these int32 scalars are; Triton passes Python floats as float32."""
+    bits = (hi.to(tl.int64) << 32) | (lo.to(tl.int64) & 0xFFFFFFFF)
+    return bits.to(tl.float64, bitcast=True)
+
+
+@triton.jit
+def per_draw(draw, lo, hi, values):
+    """A float64 parameter of one draw: from the tensor where there is one, else the scalar given in halves."""
+    if values is not None:
+        value = tl.load(values + draw)
+    else:
+        value = float64_of(lo, hi)
+    return value
+
+
+@triton.jit
+def scale_of(temperature):
+    """(temperature or 1 where it is 0, whether it is 0)."""
+    greedy = temperature == 0.0
+    return tl.where(greedy, 1.0, temperature), greedy
+
+
+@triton.jit
+def row_of(logits, draw, n1, s0, s1):
+    """Pointer to the logits of a draw; offsets in 64 bits."""
+    leading = draw // n1
+    return logits + leading * s0 + (draw - leading * n1) * s1
+
+
+@triton.jit
+def widened(values):
+    """Logits in the precision that holds them all: float64 for float64, else float32."""
+    if values.dtype == tl.float64:
+        wide = values
+    else:
+        wide = values.to(tl.float32)
+    return wide
+
+
+@triton.jit
+def tile_index(first, Q: tl.constexpr):
+    """Token numbers of the tile that starts at `first`, int64 [Q, 4]: a row of it shares a Philox call."""
+    return first + (tl.arange(0, Q).to(tl.int64) * 4)[:, None] + tl.arange(0, 4)[None, :]
+
+
+@triton.jit
+def load_tile(row, first, vocab, Q: tl.constexpr):
+    """The tile of logits that starts at token `first`, -inf behind the end."""
+    index = tile_index(first, Q)
+    return widened(tl.load(row + index, mask=index < vocab, other=float("-inf")))
+
+
+@triton.jit
+def reaches(values, best, scale, greedy, hi):
+    """Which tokens of a tile may beat `best` (float64), judged by the high word alone, in float32, erring towards yes.
+
+    A token wins only if its exponential E is below exp(y - best), and E >= U >= hi * 2**-32. What cannot be judged in
+    float32 (NaN, overflow, extreme temperatures) is not rejected. A greedy row has no noise: only larger logits pass.
+    """
+    ordinary = (scale > 1e-30) & (scale < 1e30)
+    y = values.to(tl.float32) * tl.where(ordinary, 1.0 / scale, float("nan")).to(tl.float32)
+    top = best.to(tl.float32)
+    slack = (tl.abs(y) + tl.abs(top)) * 9.5367431640625e-07 + 9.5367431640625e-07  # 2**-20: several float32 roundings
+    limit = tl.exp2(((y - top) + slack) * 1.442695) * 1.001
+    loses = hi.to(tl.float32) * 2.3283064365386963e-10 > limit
+    below = values.to(tl.float64) <= best * scale
+    return (values != float("-inf")) & (tl.where(greedy, below, loses) == 0)
+
+
+@triton.jit
+def exact_scores(values, scale, greedy, hi, lo):
+    """y + G in float64, or y for a greedy row; NaN where the logit is."""
+    y = values.to(tl.float64) / scale
+    return tl.where(greedy, y, y + noise.gumbel(hi, lo, True))
+
+
+@triton.jit
+def largest(values):
+    """Maximum of a tile, NaN ignored."""
+    return tl.max(tl.max(values, axis=1), axis=0)
+
+
+@triton.jit
+def total(values):
+    """Sum of a tile."""
+    return tl.sum(tl.sum(values, axis=1), axis=0)
+
+
+@triton.jit
+def first_where(condition, index):
+    """Lowest index where `condition` holds on a tile, FAR where it never does."""
+    return tl.min(tl.min(tl.where(condition, index, FAR), axis=1), axis=0)
+
+
+@triton.jit
+def winner_of(scores, index, best, best_index):
+    """Fold a tile's scores into the best so far: the largest, lowest index on ties, NaN never."""
+    scores = tl.where(scores == scores, scores, float("-inf"))
+    top = largest(scores)
+    at = first_where(scores == top, index)
+    better = top > best
+    return tl.where(better, top, best), tl.where(better, at, best_index)
+
+
+@triton.jit
+def race_tile(
+    values, first, best, best_index, scale, greedy, purpose: tl.constexpr, Q: tl.constexpr, k0, k1, position, step, row_id
+):
+    """Token race on one tile against the best so far. Returns the new best and a status code, 0, 1 (NaN) or 2 (+inf).
+
+    Tiles come in ascending order, so that a tie stays with the lower index. Almost no tile needs more than high words.
+    """
+    hi = element_words(first // 4, Q, purpose, 0, k0, k1, position, step, row_id)
+    possible = reaches(values, best, scale, greedy, hi)
+    code = 0
+    if largest(possible.to(tl.int32)) > 0:
+        lo = element_words(first // 4, Q, purpose, 1, k0, k1, position, step, row_id)
+        index = tile_index(first, Q)
+        scores = exact_scores(values, scale, greedy, hi, lo)
+        best, best_index = winner_of(scores, index, best, best_index)
+        code = status_of(values)
+    return best, best_index, code
+
+
+@triton.jit
+def status_of(values):
+    """1 if a logit of the tile is NaN, else 2 if one is +inf, else 0."""
+    bad = tl.where(values != values, 2, (values == float("inf")).to(tl.int32))
+    worst = largest(bad)
+    return tl.where(worst > 0, 3 - worst, 0)
+
+
+@triton.jit
+def report(status, draw, code):
+    """Leave `code` for `draw` in the status word unless an earlier report is there."""
+    if code > 0:
+        tl.atomic_cas(status, tl.zeros((), tl.int64), code.to(tl.int64) | (draw << 8))
+
+
+@triton.jit
+def powers(values, top, scale):
+    """(log2 of exp(y - y_top), its power of two) of logits `values` under their maximum `top`, in `values`' precision.
+
+    float32: the quotient log2(e)/T has two parts, so that the argument's error is that of two roundings. The clamps keep
+    -inf and overflow out of inf - inf, and let NaN through.
+    """
+    if values.dtype == tl.float64:
+        exponent = (values - top) / scale * LOG2E
+    else:
+        factor = LOG2E / scale
+        if (scale > 1e-30) & (scale < 1e30):
+            high = factor.to(tl.float32)
+            low = (factor - high.to(tl.float64)).to(tl.float32)
+            gap = tl.maximum(values - top, -3.0e38, propagate_nan=tl.PropagateNan.ALL)
+            exponent = tl.fma(gap, high, gap * low)
+        else:
+            exponent = ((values.to(tl.float64) - top.to(tl.float64)) / scale * LOG2E).to(tl.float32)
+    # 2**-1100 is 0 in both precisions
+    exponent = tl.maximum(exponent, -1100.0, propagate_nan=tl.PropagateNan.ALL)
+    return exponent, tl.exp2(exponent)
+
+
+@triton.jit
+def store_stats(stats, draws, draw, chosen, top, second, scale, mass, moment):
+    """log_prob, log_z, entropy, margin from the row's maximum, runner-up, sum of e**(y - y_top) and of (y - y_top) e**...
+
+    All float64 scalars; `chosen` is the drawn token's logit.
+    """
+    log_mass = tl.log(mass)
+    kind: tl.constexpr = stats.dtype.element_ty
+    tl.store(stats + draw, ((chosen - top) / scale - log_mass).to(kind))
+    tl.store(stats + draws + draw, (top / scale + log_mass).to(kind))
+    tl.store(stats + 2 * draws + draw, tl.maximum(log_mass - moment / mass, 0.0).to(kind))
+    tl.store(stats + 3 * draws + draw, ((1.0 - tl.exp((second - top) / scale)) / mass).to(kind))
