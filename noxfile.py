@@ -1,4 +1,4 @@
-"""The developer's daily commands: `nox -s tests`, or `nox -l` for the list. CI runs the same ones through .ci/run."""
+"""The developer's daily commands: `nox -s tests`, or `nox -l` for the list. CI runs the same ones."""
 
 from __future__ import annotations
 
@@ -51,12 +51,18 @@ def nightly(session: nox.Session) -> None:
 @nox.session
 def fuzz(session: nox.Session) -> None:
     """The native drivers under the sanitizers: `nox -s fuzz -- SECONDS SEED`."""
-    seconds, seed = (*session.posargs, "60", "1")[:2] if len(session.posargs) != 1 else (session.posargs[0], "1")
+    seconds, seed = (
+        (*session.posargs, "60", "1")[:2] if len(session.posargs) != 1 else (session.posargs[0], "1")
+    )
     session.install("cmake>=3.25", "ninja")
     for preset in ("asan-ubsan", "tsan"):
-        session.run("cmake", "--preset", preset, f"-DDRIFTMAX_FUZZ_SECONDS={seconds}", f"-DDRIFTMAX_FUZZ_SEED={seed}")
+        session.run(
+            "cmake", "--preset", preset, f"-DDRIFTMAX_FUZZ_SECONDS={seconds}", f"-DDRIFTMAX_FUZZ_SEED={seed}"
+        )
         session.run("cmake", "--build", "--preset", preset)
-        session.run("setarch", os.uname().machine, "-R", "ctest", "--preset", preset, "--verbose", external=True)
+        session.run(
+            "setarch", os.uname().machine, "-R", "ctest", "--preset", preset, "--verbose", external=True
+        )
 
 
 @nox.session

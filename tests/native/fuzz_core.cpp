@@ -26,6 +26,21 @@ struct Result {
     }
 };
 
+// Where two runs part, for the report.
+std::string first_difference(const Result& a, const Result& b) {
+    if (a.status != b.status) return ": status " + std::to_string(b.status) + " for " + std::to_string(a.status);
+    for (size_t i = 0; i < a.tokens.size(); ++i)
+        if (a.tokens[i] != b.tokens[i])
+            return ": token " + std::to_string(i) + " is " + std::to_string(b.tokens[i]) + " for " + std::to_string(a.tokens[i]);
+    char text[120];
+    for (int64_t i = 0; i < a.stats.count(); ++i) {
+        std::snprintf(text, sizeof text, ": statistic %lld is %.17g for %.17g", static_cast<long long>(i), b.stats.get(i), a.stats.get(i));
+        double x = a.stats.get(i), y = b.stats.get(i);
+        if (std::memcmp(&x, &y, 8) != 0) return text;
+    }
+    return ": scores";
+}
+
 std::string draw_text(int64_t draw, int64_t token) {
     return "draw " + std::to_string(draw) + ", token " + std::to_string(token);
 }
@@ -128,7 +143,8 @@ void fuzz_categorical(Random& r) {
         int threads = static_cast<int>(1 + r.below(9));
         Result again = run_categorical(*k, c, method, stats, threads);
         if (first.status != 0) require(again.status != 0, std::string("no fault seen on ") + k->name);
-        else require(again == first, std::string("differs on ") + k->name + " with threads " + std::to_string(threads));
+        else require(again == first, std::string("differs on ") + k->name + " with threads " + std::to_string(threads) +
+                                         first_difference(first, again));
     }
     if (first.status != 0) return;
     for (int64_t i = 0; i < c.draws(); ++i) check_draw(c, rows[i], i, method, first);

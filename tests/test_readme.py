@@ -1,0 +1,58 @@
+"""README.md says what is true: its examples run, CI executes its commands, its links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/index.md", "docs/numerics.md"]
+
+
+def python_blocks() -> list[tuple[int, str]]:
+    """(line number of the first line, code) of each fenced Python block."""
+    blocks = []
+    for match in re.finditer(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL):
+        blocks.append((README.count("\n", 0, match.start(1)) + 1, match.group(1)))
+    return blocks
+
+
+def test_examples_run_in_order(capsys: pytest.CaptureFixture[str]) -> None:
+    blocks = python_blocks()
+    assert len(blocks) >= 10
+    namespace: dict[str, Any] = {"__name__": "readme"}
+    for line, code in blocks:
+        # Empty lines in front give tracebacks the README's line numbers.
+        exec(compile("\n" * (line - 1) + code, str(ROOT / "README.md"), "exec"), namespace)
+    assert "a logit is NaN" in capsys.readouterr().out
+
+
+def test_ci_executes_the_commands_shown() -> None:
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    marked = re.findall(r"^<!-- ci:(\w+) -->\n```sh\n", README, re.MULTILINE)
+    assert {"run", "test", "compile"} <= set(marked)
+    assert set(re.findall(r"^readme (\w+)$", script, re.MULTILINE)) == set(marked)
+
+
+def test_commands_shown_exist() -> None:
+    from driftmax import cli
+
+    shown = set(re.findall(r"driftmax (bench|doctor|compile|\w+) --|`driftmax (\w+)`", README))
+    names = {a or b for a, b in shown}
+    assert {"bench", "compile", "doctor"} <= names
+    for name in names:
+        with pytest.raises(SystemExit) as ended:
+            cli.main([name, "--help"])
+        assert ended.value.code == 0, name
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    targets = [t for t in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in t]
+    missing = [t for t in targets if not ((ROOT / page).parent / t).exists()]
+    assert missing == []
