@@ -80,12 +80,14 @@ private:
         if (!ctx.scanned && ctx.kept.all()) ctx.make_scan(temperature, false);
         double chosen = static_cast<double>(E::get(ctx.row + token));
         Stats s;
-        if (ctx.scanned && ctx.kept.all()) {
+        if (!ctx.scanned) {
+            s = careful_stats<E>(ctx.row, ctx.vocab, temperature, ctx.kept, chosen);
+        } else if (ctx.kept.all()) {
             Total t = total_of(ctx.scan);
             s = make_stats(chosen, row_top_two<E>(ctx.row, ctx.vocab, ctx.scan), temperature, E::factor(ctx.scan.scale), t.reference,
                            t.sum, t.weighted);
         } else {
-            s = careful_stats<E>(ctx.row, ctx.vocab, temperature, ctx.kept, ctx.scan_or_null(), ctx.cutoff(), chosen);
+            s = kept_stats<E>(ctx.row, ctx.vocab, temperature, ctx.kept, ctx.scan, ctx.cutoff(), chosen);
         }
         int64_t draws = args_.logits.n0 * args_.logits.n1;
         if (args_.logits.dtype == DType::f64) store_stats(static_cast<double*>(args_.stats), draws, draw, s);

@@ -81,18 +81,10 @@ struct F64 {
         return w;
     }
     static double get(const double* p) { return *p; }
-    static DRIFTMAX_INLINE f32x16 scaled(const wide16& l, const Scale& s) {
-        float y[16];
-        for (int j = 0; j < 16; ++j) y[j] = static_cast<float>(l.v[j] * s.wide - s.reference);
-        return load16(y);
-    }
+    static DRIFTMAX_INLINE f32x16 scaled(const wide16& l, const Scale& s) { return narrow16(l.v, s.wide, s.reference); }
     static float scaled(double l, const Scale& s) { return static_cast<float>(l * s.wide - s.reference); }
     static double factor(const Scale& s) { return s.wide; }
-    static DRIFTMAX_INLINE f32x16 above(const wide16& l, const Threshold& t) {
-        float y[16];
-        for (int j = 0; j < 16; ++j) y[j] = static_cast<float>(l.v[j] - t.wide);
-        return load16(y);
-    }
+    static DRIFTMAX_INLINE f32x16 above(const wide16& l, const Threshold& t) { return narrow16(l.v, 1.0, t.wide); }
 };
 
 // Sixteen values from p, of which n exist; the rest read as -inf.

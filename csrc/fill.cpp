@@ -31,12 +31,36 @@ template <typename F> void transform(int kind, const Chunk& c, F* out) {
     }
 }
 
+// A float of unit() has 24 bits: where min(hi, ~hi) >= 2^25 the low word cannot change it. So for float32 only the low words of
+// the other 1/64 are made; the rest are zero. Every word of a block counts, but for normals only those of even elements.
+void sparse_low(int kind, const Stream& low, uint64_t block, Chunk& c) {
+    uint32_t numbers[kChunk / 4 + 32], words[kChunk + 128];
+    int64_t blocks = 0;
+    const uint32_t used = kind == kNormal ? 0x5555u : 0xffffu;
+    for (int64_t i = 0; i < kChunk; i += 16) {
+        // w + 2^25 < 2^26 modulo 2^32
+        i32x16 high_bits = shr<26>(iload16(c.hi + i) + isplat(0x02000000));
+        uint32_t doubt = ge(splat(0.0f), to_float(high_bits)) & used;
+        while (doubt) {
+            uint32_t block_of = static_cast<uint32_t>(__builtin_ctz(doubt)) / 4;
+            numbers[blocks++] = static_cast<uint32_t>(block) + static_cast<uint32_t>(i / 4) + block_of;
+            doubt &= ~(0xfu << (4 * block_of));
+        }
+    }
+    std::memset(c.lo, 0, sizeof c.lo);
+    std::memset(numbers + blocks, 0, 32 * sizeof(uint32_t));
+    philox_words_of(words, low, static_cast<uint32_t>(block >> 32), numbers, blocks);
+    for (int64_t j = 0; j < blocks; ++j)
+        std::memcpy(c.lo + 4 * (numbers[j] - static_cast<uint32_t>(block)), words + 4 * j, 16);
+}
+
 // Values [begin, begin + n) of one stream; begin is a multiple of kChunk.
 template <typename F> void fill_chunk(int kind, const Stream& stream, int64_t begin, int64_t n, F* out) {
     Chunk words;
     uint64_t block = static_cast<uint64_t>(begin) / 4;
     philox_words(words.hi, stream, block, kChunk / 4);
-    if (kind != kUniform || sizeof(F) == 8) philox_words(words.lo, stream.plane1(), block, kChunk / 4);
+    if (sizeof(F) == 8) philox_words(words.lo, stream.plane1(), block, kChunk / 4);
+    else if (kind != kUniform) sparse_low(kind, stream.plane1(), block, words);
     if (n == kChunk) return transform(kind, words, out);
     F whole[kChunk];
     transform(kind, words, whole);

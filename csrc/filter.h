@@ -60,12 +60,12 @@ public:
         bool narrowed = top_k > 0 && top_k < vocab_;
         if (narrowed) {
             keep_top_k(top_k, kept);
-            mass = sum(0, count_);
+            mass = above_.mass + sum(0, count_);
         }
         if (top_p < 1.0) {
-            double target = top_p * mass;
-            if (!narrowed) target -= collect_around<Measure::mass>(target);
-            keep_top_p(target, kept);
+            // The order is the same, so the crossing lies within the top k; but they may not all have been collected.
+            if (!narrowed || above_.count > 0) collect_around<Measure::mass>(top_p * mass);
+            keep_top_p(top_p * mass - above_.mass, kept);
         }
         if (min_p > 0.0) kept.intersect({maximum() + temperature_ * std::log(min_p), kept.no_last});
         return kept;
@@ -135,21 +135,24 @@ private:
         return m;
     }
 
-    // Collects the tokens around the one at which `target` is reached, and returns what lies above them. Rounds of four pivots
+    // Collects the tokens around the one at which `target` is reached; above_ is what lies above them. Rounds of four pivots
     // narrow the range of y until few tokens are left in it (or they are ties).
-    template <Measure what> double collect_around(double target) {
+    template <Measure what> void collect_around(double target) {
         float top = total_.top, from = kLowest, below = kInfF;
         float pivots[kPivots] = {top - 1.5f, top - 4.0f, top - 8.0f, top - 14.0f};
-        double above = 0, count_above = 0;
+        above_ = {};
         for (int round = 0; round < 8; ++round) {
             Measured m = measure(pivots);
             const double* reached = what == Measure::mass ? m.mass : m.count;
             int j = 0;
             while (j < kPivots && reached[j] < target) ++j;
             double count_to = j < kPivots ? m.count[j] : static_cast<double>(vocab_);
-            if (j > 0) below = pivots[j - 1], above = reached[j - 1], count_above = m.count[j - 1];
+            if (j > 0) {
+                below = pivots[j - 1];
+                above_ = {m.count[j - 1], m.mass[j - 1]};
+            }
             if (j < kPivots) from = pivots[j];
-            if (count_to - count_above <= kFew) break;
+            if (count_to - above_.count <= kFew) break;
             float high = below < kInfF ? below : top + 1.0f;
             float low = from > kLowest ? from : std::max(kLowest, top - 32.0f * static_cast<float>(1 << (2 * round)));
             if (!(low < high)) break;
@@ -157,7 +160,6 @@ private:
             if (!(pivots[0] < high) || !(pivots[kPivots - 1] > low)) break;
         }
         collect(from, below);
-        return above;
     }
 
     double sum(int64_t begin, int64_t end) const {
@@ -170,17 +172,18 @@ private:
         kept.intersect({static_cast<double>(last.value), static_cast<int64_t>(last.index)});
     }
 
-    // Leaves the kept tokens in items_. At least k tokens are not below the k-th largest lane maximum.
+    // Leaves the last of the kept tokens in items_, and what lies above those in above_. At least k tokens are not below the k-th largest lane maximum.
     void keep_top_k(int64_t k, Kept& kept) {
         int64_t lanes = scan_.count * 16;
-        float cutoff = kLowest;
-        if (k <= lanes) {
+        if (k > lanes) {
+            collect_around<Measure::count>(static_cast<double>(k));
+            k -= static_cast<int64_t>(above_.count);
+        } else {
             float* tops = static_cast<float*>(scratch(3, static_cast<size_t>(lanes) * sizeof(float)));
             std::copy(scan_.lane_tops, scan_.lane_tops + lanes, tops);
             std::nth_element(tops, tops + (k - 1), tops + lanes, [](float a, float b) { return a > b; });
-            cutoff = std::max(cutoff, tops[k - 1]);
+            collect(std::max(kLowest, tops[k - 1]), kInfF);
         }
-        collect(cutoff, kInfF);
         if (count_ < k) return;
         std::nth_element(items_, items_ + (k - 1), items_ + count_);
         count_ = k;
@@ -225,6 +228,7 @@ private:
     Total total_;
     Item* items_;
     int64_t count_ = 0;
+    struct { double count = 0, mass = 0; } above_;
 };
 
 DRIFTMAX_END

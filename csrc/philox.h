@@ -62,6 +62,8 @@ DRIFTMAX_INLINE wide w_xor(wide a, wide b, wide c) { return _mm512_ternarylogic_
 DRIFTMAX_INLINE wide w_add(wide a, wide b) { return _mm512_add_epi64(a, b); }
 // counters 0..7, so placed that the unpacked words come out in order
 DRIFTMAX_INLINE wide w_iota() { return _mm512_set_epi64(7, 3, 6, 2, 5, 1, 4, 0); }
+// numbers[i] in the lanes of w_iota's order
+DRIFTMAX_INLINE wide w_gather(const uint32_t* n) { return _mm512_set_epi64(n[7], n[3], n[6], n[2], n[5], n[1], n[4], n[0]); }
 DRIFTMAX_INLINE void w_store(uint32_t* out, wide c0, wide c1, wide c2, wide c3) {
     wide a = _mm512_mask_blend_epi32(0xAAAA, c0, _mm512_slli_epi64(c1, 32));
     wide b = _mm512_mask_blend_epi32(0xAAAA, c2, _mm512_slli_epi64(c3, 32));
@@ -76,6 +78,7 @@ DRIFTMAX_INLINE wide w_high(wide a) { return _mm256_srli_epi64(a, 32); }
 DRIFTMAX_INLINE wide w_xor(wide a, wide b, wide c) { return _mm256_xor_si256(a, _mm256_xor_si256(b, c)); }
 DRIFTMAX_INLINE wide w_add(wide a, wide b) { return _mm256_add_epi64(a, b); }
 DRIFTMAX_INLINE wide w_iota() { return _mm256_set_epi64x(3, 1, 2, 0); }
+DRIFTMAX_INLINE wide w_gather(const uint32_t* n) { return _mm256_set_epi64x(n[3], n[1], n[2], n[0]); }
 DRIFTMAX_INLINE void w_store(uint32_t* out, wide c0, wide c1, wide c2, wide c3) {
     wide a = _mm256_blend_epi32(c0, _mm256_slli_epi64(c1, 32), 0xAA);
     wide b = _mm256_blend_epi32(c2, _mm256_slli_epi64(c3, 32), 0xAA);
@@ -90,6 +93,7 @@ DRIFTMAX_INLINE wide w_high(wide a) { return _mm_srli_epi64(a, 32); }
 DRIFTMAX_INLINE wide w_xor(wide a, wide b, wide c) { return _mm_xor_si128(a, _mm_xor_si128(b, c)); }
 DRIFTMAX_INLINE wide w_add(wide a, wide b) { return _mm_add_epi64(a, b); }
 DRIFTMAX_INLINE wide w_iota() { return _mm_set_epi64x(1, 0); }
+DRIFTMAX_INLINE wide w_gather(const uint32_t* n) { return _mm_set_epi64x(n[1], n[0]); }
 DRIFTMAX_INLINE void w_store(uint32_t* out, wide c0, wide c1, wide c2, wide c3) {
     wide a = _mm_blend_epi16(c0, _mm_slli_epi64(c1, 32), 0xCC);
     wide b = _mm_blend_epi16(c2, _mm_slli_epi64(c3, 32), 0xCC);
@@ -104,6 +108,7 @@ DRIFTMAX_INLINE wide w_high(wide a) { return vshrq_n_u64(a, 32); }
 DRIFTMAX_INLINE wide w_xor(wide a, wide b, wide c) { return veorq_u64(a, veorq_u64(b, c)); }
 DRIFTMAX_INLINE wide w_add(wide a, wide b) { return vaddq_u64(a, b); }
 DRIFTMAX_INLINE wide w_iota() { return vcombine_u64(vcreate_u64(0), vcreate_u64(1)); }
+DRIFTMAX_INLINE wide w_gather(const uint32_t* n) { return vmovl_u32(vld1_u32(n)); }
 DRIFTMAX_INLINE void w_store(uint32_t* out, wide c0, wide c1, wide c2, wide c3) {
     uint32x4_t a = vreinterpretq_u32_u64(vsliq_n_u64(c0, c1, 32)), b = vreinterpretq_u32_u64(vsliq_n_u64(c2, c3, 32));
     vst1q_u32(out, vcombine_u32(vget_low_u32(a), vget_low_u32(b)));
@@ -119,6 +124,7 @@ DRIFTMAX_INLINE wide w_high(wide a) { return {{a.v[0] >> 32, a.v[1] >> 32}}; }
 DRIFTMAX_INLINE wide w_xor(wide a, wide b, wide c) { return {{a.v[0] ^ b.v[0] ^ c.v[0], a.v[1] ^ b.v[1] ^ c.v[1]}}; }
 DRIFTMAX_INLINE wide w_add(wide a, wide b) { return {{a.v[0] + b.v[0], a.v[1] + b.v[1]}}; }
 DRIFTMAX_INLINE wide w_iota() { return {{0, 1}}; }
+DRIFTMAX_INLINE wide w_gather(const uint32_t* n) { return {{n[0], n[1]}}; }
 DRIFTMAX_INLINE void w_store(uint32_t* out, wide c0, wide c1, wide c2, wide c3) {
     for (int i = 0; i < 2; ++i) {
         out[4 * i] = static_cast<uint32_t>(c0.v[i]);
@@ -134,45 +140,71 @@ constexpr int kChains = 4;               // independent chains, to cover the mul
 
 inline uint32_t mul_high(uint32_t a, uint32_t b) { return static_cast<uint32_t>((static_cast<uint64_t>(a) * b) >> 32); }
 
+// The part of a stream's blocks that does not vary over the lanes: c1, c2 and c3 are the same, so that rounds 1 and 2 need
+// one vector multiplication each instead of two.
+struct Schedule {
+    uint32_t k0[10], k1[10], c3, a1, b2, b3;
+    Schedule(const Stream& s, uint32_t high) : c3(s.row) {
+        for (uint32_t r = 0; r < 10; ++r) {
+            k0[r] = s.k0 + r * kPhiloxW0;
+            k1[r] = s.k1 + r * kPhiloxW1;
+        }
+        uint32_t a0 = mul_high(kPhiloxM1, s.step_purpose) ^ (s.position + high) ^ k0[0];  // round 1's uniform half
+        a1 = kPhiloxM1 * s.step_purpose;
+        b2 = mul_high(kPhiloxM0, a0) ^ k1[1];  // round 2's, but for x3
+        b3 = kPhiloxM0 * a0;
+    }
+};
+
+constexpr int kGroup = kWide * kChains;  // blocks made at a time
+
+// Words of kGroup blocks whose low numbers stand in the lanes of `counter`, in w_iota's order.
+DRIFTMAX_INLINE void philox_group(uint32_t* out, const Schedule& s, const wide* counter) {
+    const wide m0 = w_set(kPhiloxM0), m1 = w_set(kPhiloxM1), zero = w_set(0);
+    wide x0[kChains], x1[kChains], x2[kChains], x3[kChains];
+    for (int i = 0; i < kChains; ++i) {
+        wide p = w_mul(counter[i], m0);
+        x2[i] = w_xor(w_high(p), w_set(s.c3 ^ s.k1[0]), zero);  // round 1
+        x3[i] = p;
+        p = w_mul(x2[i], m1);
+        x0[i] = w_xor(w_high(p), w_set(s.a1 ^ s.k0[1]), zero);  // round 2
+        x1[i] = p;
+        x2[i] = w_xor(x3[i], w_set(s.b2), zero);
+        x3[i] = w_set(s.b3);
+    }
+    for (int r = 2; r < 10; ++r) {
+        const wide u = w_set(s.k0[r]), v = w_set(s.k1[r]);
+        for (int i = 0; i < kChains; ++i) {
+            wide p = w_mul(x0[i], m0), q = w_mul(x2[i], m1);
+            x0[i] = w_xor(w_high(q), x1[i], u);
+            x1[i] = q;
+            x2[i] = w_xor(w_high(p), x3[i], v);
+            x3[i] = p;
+        }
+    }
+    for (int i = 0; i < kChains; ++i) w_store(out + 4 * kWide * i, x0[i], x1[i], x2[i], x3[i]);
+}
+
 // Words of blocks [first, first + count) in order. Writes whole groups: `out` holds 4 * count words rounded up to a
 // multiple of 128. The high half of the block number must not change within the range.
-//
-// c1, c2, c3 do not vary over the lanes, so that rounds 1 and 2 need one vector multiplication each instead of two.
 inline void philox_words(uint32_t* out, const Stream& s, uint64_t first, int64_t count) {
-    uint32_t c1 = s.position + static_cast<uint32_t>(first >> 32), c2 = s.step_purpose, c3 = s.row;
-    uint32_t k0[10], k1[10];
-    for (int r = 0; r < 10; ++r) {
-        k0[r] = s.k0 + static_cast<uint32_t>(r) * kPhiloxW0;
-        k1[r] = s.k1 + static_cast<uint32_t>(r) * kPhiloxW1;
+    const Schedule schedule(s, static_cast<uint32_t>(first >> 32));
+    wide counter[kChains];
+    for (int i = 0; i < kChains; ++i) counter[i] = w_add(w_set(static_cast<uint32_t>(first) + i * kWide), w_iota());
+    for (int64_t done = 0; done < count; done += kGroup, out += 4 * kGroup) {
+        philox_group(out, schedule, counter);
+        for (int i = 0; i < kChains; ++i) counter[i] = w_add(counter[i], w_set(kGroup));
     }
-    uint32_t a0 = mul_high(kPhiloxM1, c2) ^ c1 ^ k0[0], a1 = kPhiloxM1 * c2;  // round 1's uniform half
-    uint32_t b2 = mul_high(kPhiloxM0, a0) ^ k1[1], b3 = kPhiloxM0 * a0;       // round 2's, but for c3
-    const wide m0 = w_set(kPhiloxM0), m1 = w_set(kPhiloxM1), zero = w_set(0);
-    wide counter = w_add(w_set(static_cast<uint32_t>(first)), w_iota());
-    for (int64_t done = 0; done < count; done += kWide * kChains, out += 4 * kWide * kChains) {
-        wide x0[kChains], x1[kChains], x2[kChains], x3[kChains];
-        for (int i = 0; i < kChains; ++i) {
-            wide p = w_mul(counter, m0);
-            counter = w_add(counter, w_set(kWide));
-            x2[i] = w_xor(w_high(p), w_set(c3 ^ k1[0]), zero);  // round 1
-            x3[i] = p;
-            p = w_mul(x2[i], m1);
-            x0[i] = w_xor(w_high(p), w_set(a1 ^ k0[1]), zero);  // round 2
-            x1[i] = p;
-            x2[i] = w_xor(x3[i], w_set(b2), zero);
-            x3[i] = w_set(b3);
-        }
-        for (int r = 2; r < 10; ++r) {
-            const wide u = w_set(k0[r]), v = w_set(k1[r]);
-            for (int i = 0; i < kChains; ++i) {
-                wide p = w_mul(x0[i], m0), q = w_mul(x2[i], m1);
-                x0[i] = w_xor(w_high(q), x1[i], u);
-                x1[i] = q;
-                x2[i] = w_xor(w_high(p), x3[i], v);
-                x3[i] = p;
-            }
-        }
-        for (int i = 0; i < kChains; ++i) w_store(out + 4 * kWide * i, x0[i], x1[i], x2[i], x3[i]);
+}
+
+// Words of the listed blocks (low halves of their numbers), in the order of the list. `numbers` is readable, and `out` writable,
+// up to a multiple of 32 blocks.
+inline void philox_words_of(uint32_t* out, const Stream& s, uint32_t high, const uint32_t* numbers, int64_t count) {
+    const Schedule schedule(s, high);
+    for (int64_t done = 0; done < count; done += kGroup) {
+        wide counter[kChains];
+        for (int i = 0; i < kChains; ++i) counter[i] = w_gather(numbers + done + i * kWide);
+        philox_group(out + 4 * done, schedule, counter);
     }
 }
 

@@ -50,6 +50,13 @@ DRIFTMAX_INLINE reg p_cvt(ireg a) { return _mm512_cvtepi32_ps(a); }
 DRIFTMAX_INLINE reg p_cast(ireg a) { return _mm512_castsi512_ps(a); }
 DRIFTMAX_INLINE ireg p_icast(reg a) { return _mm512_castps_si512(a); }
 DRIFTMAX_INLINE uint32_t p_ge(reg a, reg b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
+// float(p[i] * c - r), each step rounded in double but the last
+DRIFTMAX_INLINE reg p_narrow(const double* p, double c, double r) {
+    auto half = [&](const double* q) {
+        return _mm512_cvtpd_ps(_mm512_sub_pd(_mm512_mul_pd(_mm512_loadu_pd(q), _mm512_set1_pd(c)), _mm512_set1_pd(r)));
+    };
+    return _mm512_insertf32x8(_mm512_castps256_ps512(half(p)), half(p + 8), 1);
+}
 DRIFTMAX_INLINE reg p_keep_ge(reg x, reg a, reg b) { return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a, b, _CMP_GE_OQ), x); }
 DRIFTMAX_INLINE reg p_load(const uint16_t* p, bool half) {
     __m256i h = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
@@ -75,6 +82,12 @@ DRIFTMAX_INLINE reg p_cvt(ireg a) { return _mm256_cvtepi32_ps(a); }
 DRIFTMAX_INLINE reg p_cast(ireg a) { return _mm256_castsi256_ps(a); }
 DRIFTMAX_INLINE ireg p_icast(reg a) { return _mm256_castps_si256(a); }
 DRIFTMAX_INLINE uint32_t p_ge(reg a, reg b) { return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GE_OQ))); }
+DRIFTMAX_INLINE reg p_narrow(const double* p, double c, double r) {
+    auto half = [&](const double* q) {
+        return _mm256_cvtpd_ps(_mm256_sub_pd(_mm256_mul_pd(_mm256_loadu_pd(q), _mm256_set1_pd(c)), _mm256_set1_pd(r)));
+    };
+    return _mm256_insertf128_ps(_mm256_castps128_ps256(half(p)), half(p + 4), 1);
+}
 DRIFTMAX_INLINE reg p_keep_ge(reg x, reg a, reg b) { return _mm256_and_ps(x, _mm256_cmp_ps(a, b, _CMP_GE_OQ)); }
 DRIFTMAX_INLINE reg p_load(const uint16_t* p, bool half) {
     __m128i h = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
@@ -99,6 +112,12 @@ DRIFTMAX_INLINE reg p_cvt(ireg a) { return _mm_cvtepi32_ps(a); }
 DRIFTMAX_INLINE reg p_cast(ireg a) { return _mm_castsi128_ps(a); }
 DRIFTMAX_INLINE ireg p_icast(reg a) { return _mm_castps_si128(a); }
 DRIFTMAX_INLINE uint32_t p_ge(reg a, reg b) { return static_cast<uint32_t>(_mm_movemask_ps(_mm_cmpge_ps(a, b))); }
+DRIFTMAX_INLINE reg p_narrow(const double* p, double c, double r) {
+    auto half = [&](const double* q) {
+        return _mm_cvtpd_ps(_mm_sub_pd(_mm_mul_pd(_mm_loadu_pd(q), _mm_set1_pd(c)), _mm_set1_pd(r)));
+    };
+    return _mm_movelh_ps(half(p), half(p + 2));
+}
 DRIFTMAX_INLINE reg p_keep_ge(reg x, reg a, reg b) { return _mm_and_ps(x, _mm_cmpge_ps(a, b)); }
 // Two lanes of fma: the product is exact in double, the sum is rounded to odd, and rounding an odd-rounded 53-bit value to 24
 // bits or fewer is the correctly rounded result (Boldo and Melquiond, 2008).
@@ -166,6 +185,12 @@ DRIFTMAX_INLINE uint32_t p_ge(reg a, reg b) {
     const uint32_t bit[4] = {1, 2, 4, 8};
     return vaddvq_u32(vandq_u32(vcgeq_f32(a, b), vld1q_u32(bit)));
 }
+DRIFTMAX_INLINE reg p_narrow(const double* p, double c, double r) {
+    auto half = [&](const double* q) {
+        return vcvt_f32_f64(vsubq_f64(vmulq_f64(vld1q_f64(q), vdupq_n_f64(c)), vdupq_n_f64(r)));
+    };
+    return vcombine_f32(half(p), half(p + 2));
+}
 DRIFTMAX_INLINE reg p_keep_ge(reg x, reg a, reg b) {
     return vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(x), vcgeq_f32(a, b)));
 }
@@ -205,6 +230,9 @@ DRIFTMAX_INLINE uint32_t p_ge(reg a, reg b) {
     for (int i = 0; i < 4; ++i) m |= static_cast<uint32_t>(a.v[i] >= b.v[i]) << i;
     return m;
 }
+DRIFTMAX_INLINE reg p_narrow(const double* p, double c, double r) {
+    return p_map([&](int i) { return static_cast<float>(p[i] * c - r); });
+}
 DRIFTMAX_INLINE reg p_keep_ge(reg x, reg a, reg b) { return p_map([&](int i) { return a.v[i] >= b.v[i] ? x.v[i] : 0.0f; }); }
 DRIFTMAX_INLINE float p_half(uint16_t h) {
     uint32_t magnitude = h & 0x7fffu, bits = magnitude << 13;
@@ -243,6 +271,7 @@ DRIFTMAX_INLINE f32x16 splat(float x) { DRIFTMAX_EACH(f32x16, p_set(x)); }
 DRIFTMAX_INLINE i32x16 isplat(int32_t x) { DRIFTMAX_EACH(i32x16, p_iset(x)); }
 DRIFTMAX_INLINE f32x16 load16(const float* p) { DRIFTMAX_EACH(f32x16, p_load(p + i * kWidth)); }
 DRIFTMAX_INLINE i32x16 iload16(const uint32_t* p) { DRIFTMAX_EACH(i32x16, p_iload(p + i * kWidth)); }
+DRIFTMAX_INLINE f32x16 narrow16(const double* p, double c, double r) { DRIFTMAX_EACH(f32x16, p_narrow(p + i * kWidth, c, r)); }
 DRIFTMAX_INLINE f32x16 load_half16(const uint16_t* p, bool half) { DRIFTMAX_EACH(f32x16, p_load(p + i * kWidth, half)); }
 DRIFTMAX_INLINE void store16(float* p, f32x16 a) {
     for (int i = 0; i < kRegs; ++i) p_store(p + i * kWidth, a.r[i]);

@@ -74,19 +74,67 @@ inline Stats make_stats(double chosen, const TopTwo& top, double temperature, do
     return s;
 }
 
-// Sums over the kept tokens alone, in double, for filtered draws and for rows whose y overflow.
+// Sums over the kept tokens of a scanned row. y is monotone: above y of the threshold a token is kept, below it is not, and on
+// it the value and the index decide.
+template <typename E> struct KeptSums {
+    double reference, sum = 0, weighted = 0, count = 0;
+
+    KeptSums(const typename E::raw* row, int64_t vocab, const Scan& scan, const Kept& kept, float cutoff) {
+        float top = -kInfF;
+        for (int64_t b = 0; b < scan.count; ++b) top = std::max(top, scan.blocks[b].top);
+        top = std::nearbyint(top);
+        reference = static_cast<double>(scan.scale.reference) + top;
+        const float above = std::nextafter(cutoff, kInfF);
+        for (int64_t b = 0; b < scan.count; ++b)
+            if (scan.blocks[b].top >= cutoff)
+                add(row, b * kBlock, std::min(vocab, (b + 1) * kBlock), scan.scale, kept, cutoff, above, top);
+    }
+
+private:
+    void add(const typename E::raw* row, int64_t begin, int64_t end, const Scale& scale, const Kept& kept, float cutoff, float above,
+             float top) {
+        f32x16 s = splat(0), w = splat(0), n = splat(0);
+        for (int64_t i = begin; i < end; i += 16) {
+            f32x16 y = E::scaled(end - i >= 16 ? E::load(row + i) : load_part<E>(row + i, end - i), scale);
+            f32x16 shifted = max(splat(-126.0f), y - splat(top)), e = exp2_16(shifted), in = keep_ge(e, y, splat(above));
+            s = s + in;
+            w = fma(shifted, in, w);
+            n = n + keep_ge(splat(1.0f), y, splat(above));
+            uint32_t on = ge(y, splat(cutoff)) & ~ge(y, splat(above));
+            for (; on; on &= on - 1) {
+                int64_t j = i + __builtin_ctz(on);
+                if (!kept(static_cast<double>(E::get(row + j)), j)) continue;
+                float weights[16], ys[16];
+                store16(weights, e);
+                store16(ys, shifted);
+                sum += static_cast<double>(weights[j - i]);
+                weighted += static_cast<double>(weights[j - i]) * ys[j - i];
+                count += 1;
+            }
+        }
+        sum += static_cast<double>(sum16(s));
+        weighted += static_cast<double>(sum16(w));
+        count += static_cast<double>(sum16(n));
+    }
+};
+
 template <typename E>
-Stats careful_stats(const typename E::raw* row, int64_t vocab, double temperature, const Kept& kept, const Scan* scan,
-                    float cutoff, double chosen) {
+Stats kept_stats(const typename E::raw* row, int64_t vocab, double temperature, const Kept& kept, const Scan& scan, float cutoff,
+                 double chosen) {
+    KeptSums<E> sums(row, vocab, scan, kept, cutoff);
+    TopTwo top = row_top_two<E>(row, vocab, scan);
+    if (sums.count < 1.5) top.second = -kInf;
+    return make_stats(chosen, top, temperature, E::factor(scan.scale), sums.reference, sums.sum, sums.weighted);
+}
+
+// The same in double over the whole row, for rows whose y overflow.
+template <typename E>
+Stats careful_stats(const typename E::raw* row, int64_t vocab, double temperature, const Kept& kept, double chosen) {
     TopTwo top;
     auto visit = [&](auto&& body) {
-        for (int64_t b = 0; b < blocks_of(vocab); ++b) {
-            if (scan && !(scan->blocks[b].top >= cutoff)) continue;
-            int64_t stop = std::min(vocab, (b + 1) * kBlock);
-            for (int64_t i = b * kBlock; i < stop; ++i) {
-                double v = static_cast<double>(E::get(row + i));
-                if (v > -kInf && kept(v, i)) body(v);
-            }
+        for (int64_t i = 0; i < vocab; ++i) {
+            double v = static_cast<double>(E::get(row + i));
+            if (v > -kInf && kept(v, i)) body(v);
         }
     };
     visit([&](double v) { top.offer(v); });
