@@ -266,9 +266,10 @@ def summed(batch: Batch) -> Tensor:
     return sums
 
 
-def unfiltered(batch: Batch, tokens: Tensor, stats: Tensor | None, streams: Stream, method: int) -> None:
+def unfiltered(
+    batch: Batch, tokens: Tensor, stats: Tensor | None, streams: Stream, method: int, status: Tensor
+) -> None:
     """Either method on whole rows."""
-    status = status_word(batch.logits.device)
     if batch.vocab <= BLOCK:
         quarter = 16 if batch.vocab <= 64 else 64 if batch.vocab <= 256 else 256
         arguments = (*batch.where, batch.draws, *streams, *batch.heat, tokens, stats, status)
@@ -312,11 +313,20 @@ def categorical(
     """Write one token per row of `logits`. See ``driftmax.categorical``; arguments as in its op's schema."""
     batch = Batch(logits, temperature, temperatures)
     streams = stream(seed, seeds, rows, positions, step, steps)
-    if top_ks is None and top_ps is None and min_ps is None and top_k == 0 and top_p == 1.0 and min_p == 0.0:
-        unfiltered(batch, tokens, stats, streams, method)
+    law = (top_k, top_ks, top_p, top_ps, min_p, min_ps)
+    draw_rows(batch, tokens, stats, streams, law, method, status_word(logits.device))
+
+
+def draw_rows(
+    batch: Batch, tokens: Tensor, stats: Tensor | None, streams: Stream, law: tuple[Any, ...], method: int, status: Tensor
+) -> None:
+    """Tokens and by-products of whole rows; `law` is top_k, top_ks, top_p, top_ps, min_p, min_ps."""
+    if law == (0, None, 1.0, None, 0.0, None):
+        unfiltered(batch, tokens, stats, streams, method, status)
     else:
-        law = (top_k, top_ks, *halves(top_p), top_ps, *halves(min_p), min_ps)
-        filtered_rows(batch, tokens, stats, streams, law, summed(batch))
+        top_k, top_ks, top_p, top_ps, min_p, min_ps = law
+        halved = (top_k, top_ks, *halves(top_p), top_ps, *halves(min_p), min_ps)
+        filtered_rows(batch, tokens, stats, streams, halved, summed(batch), status)
 
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)

@@ -13,7 +13,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from driftmax.errors import status_word
 from driftmax.kernels.launch import BLOCK, Stream, interpreted, launch
 from driftmax.kernels.philox import element_words, single_words, stream_words
 from driftmax.kernels.race import (
@@ -220,6 +219,28 @@ def find_kept(row, listed, vocab, k, p, m, top, scale, mass, LIST: tl.constexpr,
 
 
 @triton.jit
+def law_of(draw, greedy, k, ks, p_lo, p_hi, ps, m_lo, m_hi, ms):
+    """(top-k, top-p, min-p) of a draw; temperature 0 ignores filters."""
+    if ks is not None:
+        most = tl.load(ks + draw)
+    else:
+        most = tl.cast(k, tl.int64)
+    most = tl.where(greedy, 0, most)
+    p = tl.where(greedy, 1.0, per_draw(draw, p_lo, p_hi, ps))
+    m = tl.where(greedy, 0.0, per_draw(draw, m_lo, m_hi, ms))
+    return most, p, m
+
+
+@triton.jit
+def peak_of(top, KIND: tl.constexpr):
+    """A row's maximum (float64) in the precision of `widened` logits."""
+    peak = top
+    if KIND != tl.float64:
+        peak = top.to(tl.float32)
+    return peak
+
+
+@triton.jit
 def above_min_p(values, top, scale, m):
     """exp(y - y_top) >= min_p in float64, as the reference compares it."""
     return tl.exp(values.to(tl.float64) / scale - top.to(tl.float64) / scale) >= m
@@ -241,21 +262,14 @@ def filtered(
     k0, k1, position, number, row_id = stream_words(
         draw, n1, seed_lo, seed_hi, seeds, seeds_stride, rows, positions, step, steps
     )
-    if ks is not None:
-        most = tl.load(ks + draw)
-    else:
-        most = tl.cast(k, tl.int64)
-    p = per_draw(draw, p_lo, p_hi, ps)
-    m = per_draw(draw, m_lo, m_hi, ms)
+    most, p, m = law_of(draw, greedy, k, ks, p_lo, p_hi, ps, m_lo, m_hi, ms)
     top, mass = row_total(sums + draw * blocks, draws.to(tl.int64) * blocks, blocks, scale, 64)
     broken = (mass != mass) | (top == float("inf"))
     code = tl.where(top == float("inf"), 2, tl.where(mass != mass, 1, tl.where(top == float("-inf"), 3, 0)))
     report(status, draw, code)
     token = tl.zeros((), tl.int64)
     if (broken == 0) & (top > float("-inf")):
-        peak = top
-        if logits.dtype.element_ty != tl.float64:
-            peak = top.to(tl.float32)
+        peak = peak_of(top, logits.dtype.element_ty)
         threshold, last, cut, count, compact = find_kept(
             row, own, vocab, most, p, m, peak, scale, mass, LIST, Q
         )
@@ -297,11 +311,10 @@ def width() -> int:
 
 
 def filtered_rows(
-    batch: Batch, tokens: Tensor, stats: Tensor | None, streams: Stream, law: tuple[Any, ...], sums: Tensor
+    batch: Batch, tokens: Tensor, stats: Tensor | None, streams: Stream, law: tuple[Any, ...], sums: Tensor, status: Tensor
 ) -> None:
     """Draw from the kept sets of whole rows; `law` is top_k, top_ks, the halves of top_p, top_ps, and so for min_p."""
     listed = batch.new(batch.draws, LIST, dtype=torch.int32)
-    status = status_word(batch.logits.device)
     shape = (*batch.where, triton.cdiv(batch.vocab, BLOCK), batch.draws)
     arguments = (*shape, *streams, *batch.heat, *law, sums, listed, tokens, stats, status)
     launch(filtered, (batch.draws,), *arguments, LIST=LIST, Q=width(), num_warps=8)
