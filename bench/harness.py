@@ -43,7 +43,9 @@ class Settings:
     rounds : int
         Interleaved rounds per workload.
     budget_s : float
-        Longest time one contender may take over all rounds, beyond three; slow peers run in fewer rounds.
+        Longest time one contender may take over all rounds; slow peers run in fewer rounds.
+    least_rounds : int
+        Rounds that every contender takes part in, whatever they cost.
     seed : int
         Seed of every synthetic input and of every draw.
     """
@@ -53,7 +55,13 @@ class Settings:
     quick: bool = False
     rounds: int = 15
     budget_s: float = 3.0
+    least_rounds: int = 3
     seed: int = 0
+
+    @property
+    def gate_draws(self) -> int:
+        """Draws of a chi-square gate: fewer in a quick run."""
+        return 1024 if self.quick else 4096
 
     @property
     def backend(self) -> str:
@@ -192,7 +200,7 @@ def measure(
     Each contender first runs once untimed and once to learn its speed. Quick calls are repeated inside one
     sample of at least 0.2 ms. Every second round goes backwards, so that nobody always runs behind the same
     neighbour. A contender whose rounds would take longer than ``settings.budget_s`` takes part in fewer of
-    them, at least three.
+    them, at least ``settings.least_rounds``.
 
     Parameters
     ----------
@@ -212,10 +220,14 @@ def measure(
     rounds: dict[str, int] = {}
     for name, run in contenders.items():
         first = _sample(run, 1, settings.device, clock)
-        once = first if first > settings.budget_s / 3 else _sample(run, 1, settings.device, clock)
+        once = (
+            first
+            if first > settings.budget_s / settings.least_rounds
+            else _sample(run, 1, settings.device, clock)
+        )
         repeats[name] = max(1, math.ceil(SHORTEST_SAMPLE_S / max(once, 1e-9)))
         affordable = int(settings.budget_s / max(once * repeats[name], 1e-9))
-        rounds[name] = min(settings.rounds, max(3, affordable))
+        rounds[name] = min(settings.rounds, max(settings.least_rounds, affordable))
     samples: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(max(rounds.values())):
         order = list(contenders) if turn % 2 == 0 else list(contenders)[::-1]

@@ -176,13 +176,26 @@ def speed(rows: Rows, path: Path) -> None:
     plt.close(figure)
 
 
-PEER_COLORS = ("#0072b2", "#d55e00", "#cc79a7", "#e69f00", "#56b4e9", "#6a3d9a", "#8c564b", "#7f7f7f")
+# Peers of the same kind are close in colour over all cases.
+PEER_COLORS = {
+    "torch gumbel fp32": ORANGE,
+    "torch gumbel fp64": BLUE,
+    "torch race fp32": "#e69f00",
+    "torch multinomial": "#6a3d9a",
+    "torch inverse cdf": "#7f7f7f",
+    "torch filter + race": "#cc79a7",
+    "torch gumbel topk": "#8c564b",
+    "matmul + torch race": "#e69f00",
+    "matmul + multinomial": "#6a3d9a",
+    "matmul + categorical": GREEN,
+    "torch fill": "#56b4e9",
+}
 
 
 def _peer_panel(axes: Any, groups: Sequence[Sequence[Mapping[str, Any]]]) -> None:
     """One dot per peer: its time over driftmax's, on a logarithmic axis."""
-    names = sorted({str(row["contender"]) for group in groups for row in group} - {"driftmax", "limit"})
-    colors = {name: PEER_COLORS[i % len(PEER_COLORS)] for i, name in enumerate(_families(names))}
+    present = {_family(str(row["contender"])) for group in groups for row in group}
+    colors = {name: PEER_COLORS.get(name, INK) for name in sorted(present - {"driftmax", "limit"})}
     for i, group in enumerate(groups):
         ratios = [
             (str(row["contender"]), float(row["ratio"])) for row in group[1:] if row["contender"] != "limit"
@@ -196,6 +209,7 @@ def _peer_panel(axes: Any, groups: Sequence[Sequence[Mapping[str, Any]]]) -> Non
             )
     axes.axvline(1.0, color=GREEN, linewidth=2)
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}x")
     axes.set_xlabel("time of the peer / time of driftmax")
     handles = [
         axes.plot([], [], "o", color=color, label=name, markersize=7, markeredgecolor="white")[0]
@@ -213,10 +227,6 @@ def _family(name: str) -> str:
         if name in {f"torch {kind}" for kind in ("normal", "uniform", "exponential", "gumbel")}
         else name
     )
-
-
-def _families(names: Iterable[str]) -> list[str]:
-    return sorted({_family(name) for name in names})
 
 
 def _save(figure: Any, path: Path) -> None:

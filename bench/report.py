@@ -161,12 +161,21 @@ def summary(
             lines.append(
                 f"  and {1 / headline.share:.3g}x the time of the limit ({headline.workload.limit_name})"
             )
+    lines += [
+        f"{one.workload.label}: {_over_limit_us(one):.2g} us over a {one.workload.limit_name}"
+        for one in results
+        if one.workload.case == "overhead"
+    ]
     if failures:
         lines.append(f"{len(failures)} workloads FAILED their correctness gate and were not timed:")
         lines += [f"  {workload.label}: {failure}" for workload, failure in failures]
     else:
         lines.append("every workload passed its correctness gate before it was timed")
     return "\n".join(lines)
+
+
+def _over_limit_us(result: Result) -> float:
+    return 1e3 * (result.subject.median_ms - result.timings[LIMIT].median_ms)
 
 
 def _headline_rank(result: Result) -> tuple[bool, bool, int]:

@@ -15,7 +15,7 @@ from . import limits, machine, real_logits, report
 from .cases import CASES, load
 from .harness import GateFailed, Result, Settings, Workload, run_all
 
-QUICK_ROUNDS, QUICK_BUDGET_S = 5, 0.8
+QUICK_ROUNDS, QUICK_BUDGET_S, QUICK_LEAST = 5, 0.6, 2
 
 
 def listing() -> str:
@@ -51,7 +51,9 @@ def _settings(quick: bool, device: str, threads: int | None) -> Settings:
         )
     settings = Settings(device=torch.device(device), threads=threads or torch.get_num_threads(), quick=quick)
     if quick:
-        return dataclasses.replace(settings, rounds=QUICK_ROUNDS, budget_s=QUICK_BUDGET_S)
+        return dataclasses.replace(
+            settings, rounds=QUICK_ROUNDS, budget_s=QUICK_BUDGET_S, least_rounds=QUICK_LEAST
+        )
     return settings
 
 

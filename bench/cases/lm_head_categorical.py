@@ -71,7 +71,7 @@ def _workload(settings: Settings, n: int, width: int) -> Workload:
         v=VOCABULARY,
         subject=subject,
         gate=gate,
-        peers={**against, "torch multinomial": _stored_then_multinomial(hidden, weight)},
+        peers={**against, "matmul + multinomial": _stored_then_multinomial(hidden, weight)},
         limit=limits.matrix_product(hidden, weight),
         limit_name="matrix product",
         extra_mb=lambda: _extra({SUBJECT: subject, **against}, settings.device),
