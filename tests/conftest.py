@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests; puts the repository root on the path for ``tests.statistics`` and the like."""
+"""Fixtures shared by all tests; puts the repository root on the path, for ``tests.statistics``."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import driftmax
 import pytest
 import torch
-
-import driftmax
 from driftmax.ops._dispatch import debug_enabled
 
 ROOT = Path(__file__).resolve().parent.parent

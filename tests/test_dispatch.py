@@ -6,15 +6,14 @@ import subprocess
 import sys
 import threading
 
+import driftmax
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
-
-import driftmax
 from driftmax import RowStreams
 from driftmax.errors import status_word
 from driftmax.ops import _dispatch
 from driftmax.ops._dispatch import OPS
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 SAMPLES = [(name, number) for name, op in OPS.items() for number, _ in enumerate(op.samples())]
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import driftmax
 import numpy as np
 import pytest
 import torch
-
-import driftmax
 from driftmax import RowStreams
 
 IDS = [5, 0, 2**32 - 1, 17, 3]

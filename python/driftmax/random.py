@@ -341,7 +341,7 @@ def uniform(
     device : torch.device or str, optional
         By default that of `out`, else the CPU.
     out : Tensor, optional
-        Where to put the result: of `shape` and `dtype`; its own are taken when given.
+        Where to put the result, of that `shape` and `dtype`.
     backend : str, default "auto"
         "reference", "cpp", "triton", or by device.
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import itertools
 import math
 
+import driftmax
 import pytest
 import torch
-
-import driftmax
 from driftmax.reference.categorical import Filters, kept, statistics
 
 INF = float("inf")
@@ -42,7 +41,9 @@ def kept_by_definition(row: list[float], top_k: int, top_p: float, min_p: float)
 @pytest.mark.parametrize("row", ROWS)
 def test_filters_follow_their_definition(row):
     for top_k, top_p, min_p in OPTIONS:
-        filters = Filters(torch.tensor([top_k]), torch.tensor([top_p]).double(), torch.tensor([min_p]).double())
+        filters = Filters(
+            torch.tensor([top_k]), torch.tensor([top_p]).double(), torch.tensor([min_p]).double()
+        )
         mask = kept(torch.tensor([row]).double(), filters)[0]
         assert set(mask.nonzero().flatten().tolist()) == kept_by_definition(row, top_k, top_p, min_p)
 
@@ -55,21 +56,26 @@ def test_statistics_follow_their_definition(row):
     for token in (v for v in range(len(row)) if p[v] > 0):
         got = statistics(torch.tensor([row]).double(), torch.tensor([token]))[:, 0].tolist()
         entropy = -sum(q * math.log(q) for q in p if q > 0)
-        wanted = [math.log(p[token]), math.log(sum(weights)), entropy, best[0] - best[1] if len(row) > 1 else 1.0]
+        wanted = [
+            math.log(p[token]),
+            math.log(sum(weights)),
+            entropy,
+            best[0] - best[1] if len(row) > 1 else 1.0,
+        ]
         assert got == pytest.approx(wanted, abs=1e-12)
 
 
 @pytest.mark.parametrize("method", ["block", "gumbel"])
-@pytest.mark.parametrize("vocab", [5, 1024, 1025, 5000])
-def test_law(method, vocab):
-    """Chi-square of 20 000 draws over 5 groups at level 1e-6: sees a group off by 0.03."""
+@pytest.mark.parametrize(("vocab", "draws"), [(5, 20_000), (1025, 1000)])
+def test_law(method, vocab, draws):
+    """Chi-square over 5 groups at level 1e-6: sees a group off by 0.03 (small rows) or 0.13."""
     logits = torch.linspace(-2, 2, vocab)
-    drawn = driftmax.categorical(logits.expand(20_000, vocab), rng=3, method=method, backend="reference")
+    drawn = driftmax.categorical(logits.expand(draws, vocab), rng=3, method=method, backend="reference")
     group = torch.arange(vocab) * 5 // vocab
-    wanted = torch.zeros(5).double().scatter_add(0, group, logits.double().softmax(0)) * 20_000
+    wanted = torch.zeros(5).double().scatter_add(0, group, logits.double().softmax(0)) * draws
     seen = torch.bincount(group[drawn], minlength=5)
     statistic = float(((seen - wanted) ** 2 / wanted).sum())
-    assert statistic < 35.9  # chi-square with 4 degrees of freedom, upper 3e-7
+    assert statistic < 35.0  # chi-square with 4 degrees of freedom: upper 4.6e-7
 
 
 def test_large_vocabulary_in_chunks_of_rows():

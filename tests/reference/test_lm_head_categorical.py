@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import driftmax
 import pytest
 import torch
 
-import driftmax
 
-
-@pytest.mark.parametrize("options", [{}, {"method": "gumbel"}, {"top_k": 7, "top_p": 0.9, "temperature": 0.5}])
+@pytest.mark.parametrize(
+    "options", [{}, {"method": "gumbel"}, {"top_k": 7, "top_p": 0.9, "temperature": 0.5}]
+)
 def test_equals_categorical_of_the_product(options):
     generator = torch.Generator().manual_seed(0)
     hidden, weight, bias = (

@@ -1,10 +1,9 @@
-"""Philox4x32-10 against the published vectors (Random123's known-answer file), and the counter of docs/numerics.md."""
+"""Philox4x32-10 against the published vectors (Random123's), and the counter of docs/numerics.md."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-
 from driftmax.ops._dispatch import core
 from driftmax.reference.philox import philox4x32, streams, words, words64
 
@@ -33,7 +32,7 @@ def test_published_vectors(counter, key, output):
 
 
 def test_words_have_the_published_layout():
-    """The second published vector is element 3 * 4 ... of seed 2**64 - 1 where the counter allows all ones."""
+    """The second published vector, all ones, is the last block of the last stream and purpose."""
     drawn = words(one_stream(2**64 - 1 - 2**64, 2**32 - 1, 2**32 - 1, 2**24 - 1), 0xFF, (2**32 - 1) * 4, 4)
     assert drawn[0].tolist() == list(parse(KNOWN[1][2]))
 
@@ -47,7 +46,7 @@ def test_random_counters_agree_with_the_core():
 
 
 def test_elements_beyond_2_to_34_carry_into_the_position():
-    """More than 2**32 blocks of four: the next ones are the first blocks of the next position, not a repetition."""
+    """Past 2**32 blocks of four come the first blocks of the next position, not a repetition."""
     start = 2**34
     across = words(one_stream(position=7), 1, start - 8, 16)[0]
     assert across[:8].tolist() == words(one_stream(position=7), 1, start - 8, 8)[0].tolist()

@@ -89,7 +89,7 @@ def categorical(
         last one should be 1, and the dimensions between first and last should be collapsible, else a copy is
         made.
     temperature : float or one per row, default 1.0
-        0 takes the largest logit, the lowest index on ties. Per-row values broadcast to
+        0 takes the largest logit, the lowest index on ties, whatever the filters. Per-row values broadcast to
         ``logits.shape[:-1]``.
     top_k : int or one per row, optional
         Keep the k largest logits (ties by lower index).

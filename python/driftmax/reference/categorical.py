@@ -88,7 +88,7 @@ def statistics(y: Tensor, tokens: Tensor) -> Tensor:
 
 
 def scaled(logits: Tensor, temperature: Tensor, filters: Filters | None) -> Tensor:
-    """Logits over temperature, -inf where filtered out; at temperature 0 the logits themselves, unfiltered."""
+    """Logits over temperature, -inf where filtered out; at temperature 0 the logits as they are."""
     greedy = (temperature == 0)[:, None]
     y = logits / torch.where(greedy, 1.0, temperature[:, None])
     return y if filters is None else y.masked_fill(~kept(y, filters) & ~greedy, -torch.inf)
