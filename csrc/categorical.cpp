@@ -84,8 +84,10 @@ private:
             s = careful_stats<E>(ctx.row, ctx.vocab, temperature, ctx.kept, chosen);
         } else if (ctx.kept.all()) {
             Total t = total_of(ctx.scan);
-            s = make_stats(chosen, row_top_two<E>(ctx.row, ctx.vocab, ctx.scan), temperature, E::factor(ctx.scan.scale), t.reference,
-                           t.sum, t.weighted);
+            TopTwo top = row_top_two<E>(ctx.row, ctx.vocab, ctx.scan);
+            Scale scale = ctx.scan.scale;
+            scale.reference = t.reference;  // of the block with the row's maximum: references grow with the tops
+            s = make_stats(chosen, top, temperature, E::scaled(top.first, scale), t.sum, t.weighted);
         } else {
             s = kept_stats<E>(ctx.row, ctx.vocab, temperature, ctx.kept, ctx.scan, ctx.cutoff(), chosen);
         }

@@ -24,7 +24,7 @@ struct Scale {
     }
 };
 
-// E::scaled(double) is y of one value, rounded so that no larger value has a smaller y; E::factor is the scale it uses.
+// E::scaled(double) is y of one value, rounded so that no larger value has a smaller y.
 
 // A score to beat, in units of logits, rounded down so that screening never loses a token.
 struct Threshold {
@@ -49,7 +49,6 @@ template <typename Raw> struct Float32Like {
         store16(lanes, scaled(splat(f), s));
         return lanes[0];
     }
-    static double factor(const Scale& s) { return s.c; }
     static DRIFTMAX_INLINE f32x16 above(f32x16 l, const Threshold& t) { return l - splat(t.narrow); }
 };
 
@@ -83,7 +82,6 @@ struct F64 {
     static double get(const double* p) { return *p; }
     static DRIFTMAX_INLINE f32x16 scaled(const wide16& l, const Scale& s) { return narrow16(l.v, s.wide, s.reference); }
     static float scaled(double l, const Scale& s) { return static_cast<float>(l * s.wide - s.reference); }
-    static double factor(const Scale& s) { return s.wide; }
     static DRIFTMAX_INLINE f32x16 above(const wide16& l, const Threshold& t) { return narrow16(l.v, 1.0, t.wide); }
 };
 

@@ -13,6 +13,7 @@ struct State {
     double chosen;        // the token's logit
     double sum, weighted; // relative to 2^reference
     double first, second; // largest logits
+    double first_y;       // y of `first`, relative to base
     int64_t token_plus_1;
     float reference;  // the first block's, an integer: tokens are shifted by it
     float base;       // masses and sums are relative to 2^base, an integer
@@ -26,6 +27,7 @@ void rebase(State& s, float reference) {
     s.weighted = (s.weighted + (static_cast<double>(s.base) - reference) * s.sum) * scale;
     s.sum *= scale;
     s.inverse_best *= scale;
+    s.first_y += static_cast<double>(s.base) - reference;
     s.base = reference;
 }
 
@@ -36,11 +38,15 @@ void add_block(State& s, const Block& b) {
     s.weighted += (static_cast<double>(b.weighted) + gap * b.sum) * scale;
 }
 
-void add_top(State& s, const float* p, int64_t n, const Block& b, const Scale& scale) {
+void add_top(State& s, const float* p, int64_t n, const Block& b, Scale scale) {
     // A block whose top is below the second best cannot change either.
     if (s.started > 1 && !(static_cast<double>(b.top) + 1e-3 >= F32::scaled(s.second, scale))) return;
     TopTwo t{s.started > 1 ? s.first : -kInf, s.started > 1 ? s.second : -kInf};
     for (int64_t i = 0; i < n; ++i) t.offer(static_cast<double>(p[i]));
+    if (s.started == 1 || t.first > s.first) {
+        scale.reference = b.reference;
+        s.first_y = F32::scaled(t.first, scale) + (static_cast<double>(b.reference) - s.base);
+    }
     s.first = t.first;
     s.second = t.second;
     s.started = 2;
@@ -159,7 +165,7 @@ void lm_head_finish(const LmHeadFinishArgs& args) {
         double temperature = args.temperature[args.first + i];
         if (temperature == 0.0) temperature = 1.0;
         TopTwo top{s.first, s.second};
-        Stats out = make_stats(s.chosen, top, temperature, F32::factor(Scale(temperature)), s.base, s.sum, s.weighted);
+        Stats out = make_stats(s.chosen, top, temperature, s.first_y, s.sum, s.weighted);
         store_stats(args.stats, args.stats_stride, i, out);
     }
 }

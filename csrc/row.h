@@ -27,9 +27,21 @@ template <typename E> struct RowContext {
     StatusCode make_kept(double temperature, int64_t top_k, double top_p, double min_p) {
         StatusCode code = make_scan(temperature, true);
         if (code != kOk) return code;
+        if (scanned) near_top();
         kept = scanned ? Filter<E>(row, vocab, temperature, scan).find(top_k, top_p, min_p)
                        : Filter<E>::sorted(row, vocab, temperature, top_k, top_p, min_p);
         return kOk;
+    }
+
+    // Filters compare y across blocks: where the first tokens are far from the best ones, scan again with a reference near
+    // the top, so that rounding of y there stays small.
+    void near_top() {
+        float top = -kInfF;
+        for (int64_t b = 0; b < scan.count; ++b) top = std::max(top, scan.blocks[b].top);
+        if (!(std::fabs(top) > 60.0f) || top == -kInfF) return;
+        scan.scale.reference += std::nearbyint(top);
+        scan_row<E>(row, vocab, scan, threads);
+        scanned = scan_is_finite(scan);
     }
 
     const Scan* scan_or_null() const { return scanned ? &scan : nullptr; }

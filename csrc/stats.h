@@ -58,41 +58,36 @@ template <typename E> TopTwo row_top_two(const typename E::raw* row, int64_t voc
     return best;
 }
 
-// From sums relative to 2^reference. The scale of the sums is a rounded log2(e)/T; the tokens that matter lie near the top, so
-// shifting log Z by what the rounding does there removes it.
-inline Stats make_stats(double chosen, const TopTwo& top, double temperature, double factor, double reference, double sum,
-                        double weighted) {
+// From sums relative to some 2^reference; top_y is y of top.first as those sums saw it. Only its difference from log2(sum) enters,
+// so that neither the rounded scale of y nor a far reference shows in log Z - top / T (small temperatures).
+inline Stats make_stats(double chosen, const TopTwo& top, double temperature, double top_y, double sum, double weighted) {
     Stats s;
     double log2_sum = log_pos(sum) * kLog2e;
-    double drift = top.first * (kLog2e / temperature - factor);
-    s.log_z = kLn2 * (reference + log2_sum + drift);
-    double relative = kLn2 * (reference + log2_sum + drift - top.first * (kLog2e / temperature));  // log Z - top / T
+    double relative = std::max(0.0, kLn2 * (log2_sum - top_y));  // log Z - top / T
+    s.log_z = top.first / temperature + relative;
     s.log_prob = std::min(0.0, (chosen - top.first) / temperature - relative);
     s.entropy = std::max(0.0, kLn2 * (log2_sum - weighted / sum));
-    double p1 = std::min(1.0, std::exp(-relative));
-    s.margin = top.second == -kInf ? 1.0 : p1 * -std::expm1((top.second - top.first) / temperature);
+    s.margin = top.second == -kInf ? 1.0 : std::exp(-relative) * -std::expm1((top.second - top.first) / temperature);
     return s;
 }
 
 // Sums over the kept tokens of a scanned row. y is monotone: above y of the threshold a token is kept, below it is not, and on
 // it the value and the index decide.
 template <typename E> struct KeptSums {
-    double reference, sum = 0, weighted = 0, count = 0;
+    float top = -kInfF;  // the sums are relative to this y
+    double sum = 0, weighted = 0, count = 0;
 
     KeptSums(const typename E::raw* row, int64_t vocab, const Scan& scan, const Kept& kept, float cutoff) {
-        float top = -kInfF;
         for (int64_t b = 0; b < scan.count; ++b) top = std::max(top, scan.blocks[b].top);
         top = std::nearbyint(top);
-        reference = static_cast<double>(scan.scale.reference) + top;
         const float above = std::nextafter(cutoff, kInfF);
         for (int64_t b = 0; b < scan.count; ++b)
             if (scan.blocks[b].top >= cutoff)
-                add(row, b * kBlock, std::min(vocab, (b + 1) * kBlock), scan.scale, kept, cutoff, above, top);
+                add(row, b * kBlock, std::min(vocab, (b + 1) * kBlock), scan.scale, kept, cutoff, above);
     }
 
 private:
-    void add(const typename E::raw* row, int64_t begin, int64_t end, const Scale& scale, const Kept& kept, float cutoff, float above,
-             float top) {
+    void add(const typename E::raw* row, int64_t begin, int64_t end, const Scale& scale, const Kept& kept, float cutoff, float above) {
         f32x16 s = splat(0), w = splat(0), n = splat(0);
         for (int64_t i = begin; i < end; i += 16) {
             f32x16 y = E::scaled(end - i >= 16 ? E::load(row + i) : load_part<E>(row + i, end - i), scale);
@@ -124,7 +119,7 @@ Stats kept_stats(const typename E::raw* row, int64_t vocab, double temperature, 
     KeptSums<E> sums(row, vocab, scan, kept, cutoff);
     TopTwo top = row_top_two<E>(row, vocab, scan);
     if (sums.count < 1.5) top.second = -kInf;
-    return make_stats(chosen, top, temperature, E::factor(scan.scale), sums.reference, sums.sum, sums.weighted);
+    return make_stats(chosen, top, temperature, E::scaled(top.first, scan.scale) - sums.top, sums.sum, sums.weighted);
 }
 
 // The same in double over the whole row, for rows whose y overflow.
