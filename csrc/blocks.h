@@ -31,7 +31,7 @@ struct Total {
     float reference;  // base 2 exponent, an integer
     double sum;       // of 2^(l * scale - reference)
     double weighted;
-    float top;        // max y relative to the row's reference
+    float top;  // max y relative to the row's reference
 };
 
 template <typename E> float first_finite(const typename E::raw* row, int64_t vocab, const Scale& scale) {

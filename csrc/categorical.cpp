@@ -69,7 +69,8 @@ private:
         if (code != kOk) return {-kInf, -1, code};
         if (!blocks || !ctx.scanned)
             return race_row<E>(ctx.row, ctx.vocab, noise, temperature, ctx.kept, ctx.scan_or_null(), ctx.cutoff(), threads_);
-        int64_t b = race_blocks(ctx.scan, total_of(ctx.scan).reference, Stream(args_.streams, args_.logits.n1, draw, kBlockNoise));
+        int64_t b =
+            race_blocks(ctx.scan, total_of(ctx.scan).reference, Stream(args_.streams, args_.logits.n1, draw, kBlockNoise));
         if (b < 0) return {-kInf, -1, kEmpty};
         TokenRace<Best> race(noise, temperature, ctx.kept);
         race.template run<E>(ctx.row, b * kBlock, std::min(kBlock, ctx.vocab - b * kBlock));

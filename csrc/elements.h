@@ -73,7 +73,9 @@ using BF16 = Half<false>;
 struct F64 {
     using raw = double;
     using value = double;
-    struct wide16 { double v[16]; };
+    struct wide16 {
+        double v[16];
+    };
     static DRIFTMAX_INLINE wide16 load(const double* p) {
         wide16 w;
         std::memcpy(&w, p, sizeof w);

@@ -26,8 +26,7 @@ template <typename F> void transform(int kind, const Chunk& c, F* out) {
             for (int64_t i = 0; i < kChunk; ++i) out[i] = gumbel<F>(c.hi[i], c.lo[i]);
             break;
         default:
-            for (int64_t i = 0; i < kChunk; i += 2)
-                box_muller<F>(c.hi[i], c.lo[i], c.hi[i + 1], c.lo[i + 1], out[i], out[i + 1]);
+            for (int64_t i = 0; i < kChunk; i += 2) box_muller<F>(c.hi[i], c.lo[i], c.hi[i + 1], c.lo[i + 1], out[i], out[i + 1]);
     }
 }
 
@@ -50,8 +49,7 @@ void sparse_low(int kind, const Stream& low, uint64_t block, Chunk& c) {
     std::memset(c.lo, 0, sizeof c.lo);
     std::memset(numbers + blocks, 0, 32 * sizeof(uint32_t));
     philox_words_of(words, low, static_cast<uint32_t>(block >> 32), numbers, blocks);
-    for (int64_t j = 0; j < blocks; ++j)
-        std::memcpy(c.lo + 4 * (numbers[j] - static_cast<uint32_t>(block)), words + 4 * j, 16);
+    for (int64_t j = 0; j < blocks; ++j) std::memcpy(c.lo + 4 * (numbers[j] - static_cast<uint32_t>(block)), words + 4 * j, 16);
 }
 
 // Values [begin, begin + n) of one stream; begin is a multiple of kChunk.

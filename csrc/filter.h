@@ -14,9 +14,7 @@ template <typename Value> struct Candidate {
     float weight;  // 2^(y - reference)
     uint32_t index;
     // The order of the definition: larger first, ties by lower index.
-    bool operator<(const Candidate& other) const {
-        return value > other.value || (value == other.value && index < other.index);
-    }
+    bool operator<(const Candidate& other) const { return value > other.value || (value == other.value && index < other.index); }
 };
 
 template <typename E> class Filter {
@@ -26,7 +24,11 @@ public:
 
     // `scan` needs lane_tops where top_k is used.
     Filter(const typename E::raw* row, int64_t vocab, double temperature, const Scan& scan)
-        : row_(row), vocab_(vocab), temperature_(temperature), scan_(scan), total_(total_of(scan)),
+        : row_(row),
+          vocab_(vocab),
+          temperature_(temperature),
+          scan_(scan),
+          total_(total_of(scan)),
           items_(static_cast<Item*>(scratch(2, static_cast<size_t>(vocab) * sizeof(Item)))) {}
 
     // The definition itself, by sorting in double: for rows whose y overflow a float.
@@ -228,7 +230,9 @@ private:
     Total total_;
     Item* items_;
     int64_t count_ = 0;
-    struct { double count = 0, mass = 0; } above_;
+    struct {
+        double count = 0, mass = 0;
+    } above_;
 };
 
 DRIFTMAX_END

@@ -10,9 +10,7 @@ struct Scored {
     double score;
     int64_t token;
     // Better first.
-    bool operator<(const Scored& other) const {
-        return score > other.score || (score == other.score && token < other.token);
-    }
+    bool operator<(const Scored& other) const { return score > other.score || (score == other.score && token < other.token); }
 };
 
 // The k best so far, in a heap whose front is the worst of them.

@@ -6,20 +6,20 @@
 
 namespace driftmax {
 
-#define DRIFTMAX_DECLARE(isa)                          \
-    namespace isa {                                    \
-    void fill(const FillArgs&);                        \
-    Status categorical(const CategoricalArgs&);        \
-    Status gumbel_topk(const GumbelTopkArgs&);         \
-    Status lm_head_tile(const LmHeadTileArgs&);        \
-    void lm_head_finish(const LmHeadFinishArgs&);      \
-    float read_sum(const float*, int64_t, int);        \
+#define DRIFTMAX_DECLARE(isa)                                                               \
+    namespace isa {                                                                         \
+    void fill(const FillArgs&);                                                             \
+    Status categorical(const CategoricalArgs&);                                             \
+    Status gumbel_topk(const GumbelTopkArgs&);                                              \
+    Status lm_head_tile(const LmHeadTileArgs&);                                             \
+    void lm_head_finish(const LmHeadFinishArgs&);                                           \
+    float read_sum(const float*, int64_t, int);                                             \
     void philox4x32(uint32_t*, uint32_t, uint32_t, uint32_t, uint32_t, uint32_t, uint32_t); \
-    int64_t lm_head_state_bytes();                     \
+    int64_t lm_head_state_bytes();                                                          \
     }
-#define DRIFTMAX_ENTRY(isa) \
-    {#isa, isa::fill, isa::categorical, isa::gumbel_topk, isa::lm_head_tile, isa::lm_head_finish, isa::read_sum, isa::philox4x32, \
-     isa::lm_head_state_bytes}
+#define DRIFTMAX_ENTRY(isa)                                                                                             \
+    {#isa,          isa::fill,       isa::categorical,        isa::gumbel_topk, isa::lm_head_tile, isa::lm_head_finish, \
+     isa::read_sum, isa::philox4x32, isa::lm_head_state_bytes}
 
 #ifdef DRIFTMAX_HAS_v2
 DRIFTMAX_DECLARE(v2)

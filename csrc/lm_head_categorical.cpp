@@ -8,12 +8,12 @@ namespace {
 
 // Running state of one draw, zero at the start; kept by the caller between tiles.
 struct State {
-    double inverse_best;  // 1 / (best E_b / S_b) of the block race; 0 before the first block
-    double score;         // of the token race (gumbel method, or inside the best block)
-    double chosen;        // the token's logit
-    double sum, weighted; // relative to 2^reference
-    double first, second; // largest logits
-    double first_y;       // y of `first`, relative to base
+    double inverse_best;   // 1 / (best E_b / S_b) of the block race; 0 before the first block
+    double score;          // of the token race (gumbel method, or inside the best block)
+    double chosen;         // the token's logit
+    double sum, weighted;  // relative to 2^reference
+    double first, second;  // largest logits
+    double first_y;        // y of `first`, relative to base
     int64_t token_plus_1;
     float reference;  // the first block's, an integer: tokens are shifted by it
     float base;       // masses and sums are relative to 2^base, an integer

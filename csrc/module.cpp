@@ -39,7 +39,9 @@ Logits logits_of(uintptr_t data, int dtype, int64_t n0, int64_t n1, int64_t s0, 
 
 Options options_of(double t, uintptr_t ts, int64_t k, uintptr_t ks, double p, uintptr_t ps, double m, uintptr_t ms) {
     need(ts || t >= 0.0, "temperature must not be negative or NaN");
-    return {{t, pointer<const double>(ts)}, {k, pointer<const int64_t>(ks)}, {p, pointer<const double>(ps)},
+    return {{t, pointer<const double>(ts)},
+            {k, pointer<const int64_t>(ks)},
+            {p, pointer<const double>(ps)},
             {m, pointer<const double>(ms)}};
 }
 
@@ -49,22 +51,28 @@ py::tuple philox4x32(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint32_
     return py::make_tuple(out[0], out[1], out[2], out[3]);
 }
 
-void fill(int kind, int dtype, uintptr_t out, int64_t rows, int64_t row_length, int64_t row_stride, uint64_t seed, uintptr_t seeds,
-          uintptr_t row_ids, uintptr_t positions, int64_t step, int threads) {
+void fill(int kind, int dtype, uintptr_t out, int64_t rows, int64_t row_length, int64_t row_stride, uint64_t seed,
+          uintptr_t seeds, uintptr_t row_ids, uintptr_t positions, int64_t step, int threads) {
     need(kind >= 1 && kind <= 5, "unknown kind");
     need(kind == 1 ? dtype == 4 : dtype == 0 || dtype == 1, "fills make float32 or float64 (bits: int32)");
     need(rows >= 0 && row_length >= 0, "negative shape");
     need(out != 0 || rows * row_length == 0, "null output");
-    FillArgs args{kind, dtype_of(dtype), pointer<void>(out), rows, row_length, row_stride,
-                  streams_of(seed, seeds, row_ids, positions, step), threads};
+    FillArgs args{kind,
+                  dtype_of(dtype),
+                  pointer<void>(out),
+                  rows,
+                  row_length,
+                  row_stride,
+                  streams_of(seed, seeds, row_ids, positions, step),
+                  threads};
     py::gil_scoped_release release;
     kernels().fill(args);
 }
 
 Status categorical(uintptr_t logits, int dtype, int64_t n0, int64_t n1, int64_t s0, int64_t s1, int64_t vocab, uint64_t seed,
-                   uintptr_t seeds, uintptr_t row_ids, uintptr_t positions, int64_t step, double temperature, uintptr_t temperatures,
-                   int64_t top_k, uintptr_t top_ks, double top_p, uintptr_t top_ps, double min_p, uintptr_t min_ps, int method,
-                   uintptr_t tokens, uintptr_t stats, int threads) {
+                   uintptr_t seeds, uintptr_t row_ids, uintptr_t positions, int64_t step, double temperature,
+                   uintptr_t temperatures, int64_t top_k, uintptr_t top_ks, double top_p, uintptr_t top_ps, double min_p,
+                   uintptr_t min_ps, int method, uintptr_t tokens, uintptr_t stats, int threads) {
     need(method == 0 || method == 1, "unknown method");
     need(tokens != 0 || n0 * n1 == 0, "null output");
     CategoricalArgs args{logits_of(logits, dtype, n0, n1, s0, s1, vocab),
@@ -80,9 +88,9 @@ Status categorical(uintptr_t logits, int dtype, int64_t n0, int64_t n1, int64_t 
 }
 
 Status gumbel_topk(uintptr_t logits, int dtype, int64_t n0, int64_t n1, int64_t s0, int64_t s1, int64_t vocab, uint64_t seed,
-                   uintptr_t seeds, uintptr_t row_ids, uintptr_t positions, int64_t step, double temperature, uintptr_t temperatures,
-                   int64_t top_k, uintptr_t top_ks, double top_p, uintptr_t top_ps, double min_p, uintptr_t min_ps, int64_t k,
-                   uintptr_t tokens, uintptr_t scores, int threads) {
+                   uintptr_t seeds, uintptr_t row_ids, uintptr_t positions, int64_t step, double temperature,
+                   uintptr_t temperatures, int64_t top_k, uintptr_t top_ks, double top_p, uintptr_t top_ps, double min_p,
+                   uintptr_t min_ps, int64_t k, uintptr_t tokens, uintptr_t scores, int threads) {
     need(k >= 1 && k <= vocab, "k must be in [1, vocab]");
     need(tokens != 0 || n0 * n1 == 0, "null output");
     GumbelTopkArgs args{logits_of(logits, dtype, n0, n1, s0, s1, vocab),
@@ -105,9 +113,20 @@ Status lm_head_tile(uintptr_t tile, int64_t draws, int64_t row_stride, int64_t b
     need(columns % 1024 == 0 || begin + columns == vocab, "only the last tile may end inside a block");
     need(n1 >= 1 && first >= 0 && (method == 0 || method == 1), "bad draw index or method");
     need(temperatures || temperature >= 0.0, "temperature must not be negative or NaN");
-    LmHeadTileArgs args{pointer<const float>(tile), draws, row_stride, begin, columns, vocab, n1, first,
-                        streams_of(seed, seeds, row_ids, positions, step), {temperature, pointer<const double>(temperatures)},
-                        static_cast<Method>(method), stats != 0, pointer<void>(state), threads};
+    LmHeadTileArgs args{pointer<const float>(tile),
+                        draws,
+                        row_stride,
+                        begin,
+                        columns,
+                        vocab,
+                        n1,
+                        first,
+                        streams_of(seed, seeds, row_ids, positions, step),
+                        {temperature, pointer<const double>(temperatures)},
+                        static_cast<Method>(method),
+                        stats != 0,
+                        pointer<void>(state),
+                        threads};
     py::gil_scoped_release release;
     return kernels().lm_head_tile(args);
 }
@@ -115,8 +134,13 @@ Status lm_head_tile(uintptr_t tile, int64_t draws, int64_t row_stride, int64_t b
 void lm_head_finish(uintptr_t state, int64_t draws, int64_t first, double temperature, uintptr_t temperatures, uintptr_t tokens,
                     uintptr_t stats, int64_t stats_stride) {
     need(draws == 0 || (state != 0 && tokens != 0), "null state or tokens");
-    LmHeadFinishArgs args{pointer<const void>(state), draws, first, {temperature, pointer<const double>(temperatures)},
-                          pointer<int64_t>(tokens), pointer<float>(stats), stats_stride};
+    LmHeadFinishArgs args{pointer<const void>(state),
+                          draws,
+                          first,
+                          {temperature, pointer<const double>(temperatures)},
+                          pointer<int64_t>(tokens),
+                          pointer<float>(stats),
+                          stats_stride};
     py::gil_scoped_release release;
     kernels().lm_head_finish(args);
 }

@@ -14,11 +14,12 @@ using RangeBody = void (*)(void* context, int64_t begin, int64_t end, int worker
 void parallel_ranges(int64_t count, int64_t grain, int threads, RangeBody body, void* context);
 
 template <typename Body> void parallel_for(int64_t count, int64_t grain, int threads, Body&& body) {
-    struct Context { Body& body; } context{body};
+    struct Context {
+        Body& body;
+    } context{body};
     parallel_ranges(
         count, grain, threads,
-        [](void* c, int64_t begin, int64_t end, int worker) { static_cast<Context*>(c)->body(begin, end, worker); },
-        &context);
+        [](void* c, int64_t begin, int64_t end, int worker) { static_cast<Context*>(c)->body(begin, end, worker); }, &context);
 }
 
 // The status of the lowest failing row, whoever meets it.
@@ -27,8 +28,7 @@ public:
     void report(int64_t status) {
         if (status == 0) return;
         int64_t seen = status_.load();
-        while ((seen == 0 || (status >> 8) < (seen >> 8)) && !status_.compare_exchange_weak(seen, status)) {
-        }
+        while ((seen == 0 || (status >> 8) < (seen >> 8)) && !status_.compare_exchange_weak(seen, status)) {}
     }
     int64_t get() const { return status_.load(); }
 

@@ -10,10 +10,19 @@ constexpr uint32_t kPhiloxM0 = 0xD2511F53u, kPhiloxM1 = 0xCD9E8D57u, kPhiloxW0 =
 constexpr uint32_t kPlane = 0x80u;  // purpose bit of the low words
 
 enum Purpose : uint32_t {
-    kBits = 1, kUniform = 2, kExponential = 3, kGumbel = 4, kNormal = 5, kTokenNoise = 16, kBlockNoise = 17, kTopkNoise = 18
+    kBits = 1,
+    kUniform = 2,
+    kExponential = 3,
+    kGumbel = 4,
+    kNormal = 5,
+    kTokenNoise = 16,
+    kBlockNoise = 17,
+    kTopkNoise = 18
 };
 
-struct Words { uint32_t w[4]; };
+struct Words {
+    uint32_t w[4];
+};
 
 inline Words philox(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t k0, uint32_t k1) {
     for (int round = 0; round < 10; ++round) {
@@ -115,7 +124,9 @@ DRIFTMAX_INLINE void w_store(uint32_t* out, wide c0, wide c1, wide c2, wide c3) 
     vst1q_u32(out + 4, vcombine_u32(vget_high_u32(a), vget_high_u32(b)));
 }
 #else
-struct wide { uint64_t v[2]; };
+struct wide {
+    uint64_t v[2];
+};
 DRIFTMAX_INLINE wide w_set(uint32_t x) { return {{x, x}}; }
 DRIFTMAX_INLINE wide w_mul(wide a, wide m) {
     return {{(a.v[0] & 0xffffffffu) * (m.v[0] & 0xffffffffu), (a.v[1] & 0xffffffffu) * (m.v[1] & 0xffffffffu)}};

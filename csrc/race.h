@@ -41,9 +41,14 @@ DRIFTMAX_INLINE f32x16 log2_below(i32x16 hi) {
 template <typename Sink> class TokenRace {
 public:
     TokenRace(const Stream& noise, double temperature, const Kept& kept, Sink sink = {})
-        : sink(sink), noise_(noise), low_(noise.plane1()), temperature_(temperature),
+        : sink(sink),
+          noise_(noise),
+          low_(noise.plane1()),
+          temperature_(temperature),
           // towards zero, so that rounding never rejects
-          slope_(static_cast<float>(kLog2e / temperature * (1.0 - 0x1p-20))), kept_(kept), threshold_(-kInf) {
+          slope_(static_cast<float>(kLog2e / temperature * (1.0 - 0x1p-20))),
+          kept_(kept),
+          threshold_(-kInf) {
         if (!(slope_ < 0x1p126f)) slope_ = 0x1p126f;
     }
 

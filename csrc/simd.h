@@ -186,9 +186,7 @@ DRIFTMAX_INLINE uint32_t p_ge(reg a, reg b) {
     return vaddvq_u32(vandq_u32(vcgeq_f32(a, b), vld1q_u32(bit)));
 }
 DRIFTMAX_INLINE reg p_narrow(const double* p, double c, double r) {
-    auto half = [&](const double* q) {
-        return vcvt_f32_f64(vsubq_f64(vmulq_f64(vld1q_f64(q), vdupq_n_f64(c)), vdupq_n_f64(r)));
-    };
+    auto half = [&](const double* q) { return vcvt_f32_f64(vsubq_f64(vmulq_f64(vld1q_f64(q), vdupq_n_f64(c)), vdupq_n_f64(r))); };
     return vcombine_f32(half(p), half(p + 2));
 }
 DRIFTMAX_INLINE reg p_keep_ge(reg x, reg a, reg b) {
@@ -199,20 +197,38 @@ DRIFTMAX_INLINE reg p_load(const uint16_t* p, bool half) {
     return half ? vcvt_f32_f16(vreinterpret_f16_u16(h)) : vreinterpretq_f32_u32(vshll_n_u16(h, 16));
 }
 #else
-struct reg { float v[4]; };
-struct ireg { int32_t v[4]; };
+struct reg {
+    float v[4];
+};
+struct ireg {
+    int32_t v[4];
+};
 template <typename F> DRIFTMAX_INLINE reg p_map(F f) { return {{f(0), f(1), f(2), f(3)}}; }
 template <typename F> DRIFTMAX_INLINE ireg p_imap(F f) { return {{f(0), f(1), f(2), f(3)}}; }
 DRIFTMAX_INLINE reg p_set(float x) { return {{x, x, x, x}}; }
 DRIFTMAX_INLINE ireg p_iset(int32_t x) { return {{x, x, x, x}}; }
 DRIFTMAX_INLINE reg p_load(const float* p) { return {{p[0], p[1], p[2], p[3]}}; }
-DRIFTMAX_INLINE ireg p_iload(const uint32_t* p) { ireg r; std::memcpy(&r, p, 16); return r; }
+DRIFTMAX_INLINE ireg p_iload(const uint32_t* p) {
+    ireg r;
+    std::memcpy(&r, p, 16);
+    return r;
+}
 DRIFTMAX_INLINE void p_store(float* p, reg a) { std::memcpy(p, &a, 16); }
-DRIFTMAX_INLINE reg p_add(reg a, reg b) { return p_map([&](int i) { return a.v[i] + b.v[i]; }); }
-DRIFTMAX_INLINE reg p_sub(reg a, reg b) { return p_map([&](int i) { return a.v[i] - b.v[i]; }); }
-DRIFTMAX_INLINE reg p_mul(reg a, reg b) { return p_map([&](int i) { return a.v[i] * b.v[i]; }); }
-DRIFTMAX_INLINE reg p_fma(reg a, reg b, reg c) { return p_map([&](int i) { return __builtin_fmaf(a.v[i], b.v[i], c.v[i]); }); }
-DRIFTMAX_INLINE reg p_max(reg a, reg b) { return p_map([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; }); }
+DRIFTMAX_INLINE reg p_add(reg a, reg b) {
+    return p_map([&](int i) { return a.v[i] + b.v[i]; });
+}
+DRIFTMAX_INLINE reg p_sub(reg a, reg b) {
+    return p_map([&](int i) { return a.v[i] - b.v[i]; });
+}
+DRIFTMAX_INLINE reg p_mul(reg a, reg b) {
+    return p_map([&](int i) { return a.v[i] * b.v[i]; });
+}
+DRIFTMAX_INLINE reg p_fma(reg a, reg b, reg c) {
+    return p_map([&](int i) { return __builtin_fmaf(a.v[i], b.v[i], c.v[i]); });
+}
+DRIFTMAX_INLINE reg p_max(reg a, reg b) {
+    return p_map([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
+}
 DRIFTMAX_INLINE ireg p_iadd(ireg a, ireg b) {
     return p_imap([&](int i) { return static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) + static_cast<uint32_t>(b.v[i])); });
 }
@@ -222,9 +238,19 @@ template <int n> DRIFTMAX_INLINE ireg p_shl(ireg a) {
 template <int n> DRIFTMAX_INLINE ireg p_shr(ireg a) {
     return p_imap([&](int i) { return static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) >> n); });
 }
-DRIFTMAX_INLINE reg p_cvt(ireg a) { return p_map([&](int i) { return static_cast<float>(a.v[i]); }); }
-DRIFTMAX_INLINE reg p_cast(ireg a) { reg r; std::memcpy(&r, &a, 16); return r; }
-DRIFTMAX_INLINE ireg p_icast(reg a) { ireg r; std::memcpy(&r, &a, 16); return r; }
+DRIFTMAX_INLINE reg p_cvt(ireg a) {
+    return p_map([&](int i) { return static_cast<float>(a.v[i]); });
+}
+DRIFTMAX_INLINE reg p_cast(ireg a) {
+    reg r;
+    std::memcpy(&r, &a, 16);
+    return r;
+}
+DRIFTMAX_INLINE ireg p_icast(reg a) {
+    ireg r;
+    std::memcpy(&r, &a, 16);
+    return r;
+}
 DRIFTMAX_INLINE uint32_t p_ge(reg a, reg b) {
     uint32_t m = 0;
     for (int i = 0; i < 4; ++i) m |= static_cast<uint32_t>(a.v[i] >= b.v[i]) << i;
@@ -233,7 +259,9 @@ DRIFTMAX_INLINE uint32_t p_ge(reg a, reg b) {
 DRIFTMAX_INLINE reg p_narrow(const double* p, double c, double r) {
     return p_map([&](int i) { return static_cast<float>(p[i] * c - r); });
 }
-DRIFTMAX_INLINE reg p_keep_ge(reg x, reg a, reg b) { return p_map([&](int i) { return a.v[i] >= b.v[i] ? x.v[i] : 0.0f; }); }
+DRIFTMAX_INLINE reg p_keep_ge(reg x, reg a, reg b) {
+    return p_map([&](int i) { return a.v[i] >= b.v[i] ? x.v[i] : 0.0f; });
+}
 DRIFTMAX_INLINE float p_half(uint16_t h) {
     uint32_t magnitude = h & 0x7fffu, bits = magnitude << 13;
     float value;
@@ -258,13 +286,17 @@ DRIFTMAX_INLINE reg p_load(const uint16_t* p, bool half) {
 constexpr int kWidth = sizeof(reg) / 4;  // lanes of a register
 constexpr int kRegs = 16 / kWidth;       // registers of an f32x16
 
-struct f32x16 { reg r[kRegs]; };
-struct i32x16 { ireg r[kRegs]; };
+struct f32x16 {
+    reg r[kRegs];
+};
+struct i32x16 {
+    ireg r[kRegs];
+};
 
 // Apply an expression in `i` to each register.
-#define DRIFTMAX_EACH(Type, expression)                          \
-    Type out;                                                    \
-    for (int i = 0; i < kRegs; ++i) out.r[i] = (expression);     \
+#define DRIFTMAX_EACH(Type, expression)                      \
+    Type out;                                                \
+    for (int i = 0; i < kRegs; ++i) out.r[i] = (expression); \
     return out
 
 DRIFTMAX_INLINE f32x16 splat(float x) { DRIFTMAX_EACH(f32x16, p_set(x)); }
@@ -304,10 +336,10 @@ DRIFTMAX_INLINE f32x16 keep_ge(f32x16 x, f32x16 a, f32x16 b) { DRIFTMAX_EACH(f32
 #define DRIFTMAX_FOLD8(op, a) _mm256_##op##_ps(a.r[0], a.r[1])
 #endif
 #if DRIFTMAX_AVX512 || DRIFTMAX_AVX2
-#define DRIFTMAX_FOLD(op, a)                                                                        \
-    __m256 eight = DRIFTMAX_FOLD8(op, a);                                                           \
-    __m128 four = _mm_##op##_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));    \
-    __m128 two = _mm_##op##_ps(four, _mm_movehl_ps(four, four));                                    \
+#define DRIFTMAX_FOLD(op, a)                                                                     \
+    __m256 eight = DRIFTMAX_FOLD8(op, a);                                                        \
+    __m128 four = _mm_##op##_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1)); \
+    __m128 two = _mm_##op##_ps(four, _mm_movehl_ps(four, four));                                 \
     return _mm_cvtss_f32(_mm_##op##_ss(two, _mm_shuffle_ps(two, two, 1)))
 DRIFTMAX_INLINE float sum16(f32x16 a) { DRIFTMAX_FOLD(add, a); }
 DRIFTMAX_INLINE float max16(f32x16 a) { DRIFTMAX_FOLD(max, a); }

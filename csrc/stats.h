@@ -87,7 +87,8 @@ template <typename E> struct KeptSums {
     }
 
 private:
-    void add(const typename E::raw* row, int64_t begin, int64_t end, const Scale& scale, const Kept& kept, float cutoff, float above) {
+    void add(const typename E::raw* row, int64_t begin, int64_t end, const Scale& scale, const Kept& kept, float cutoff,
+             float above) {
         f32x16 s = splat(0), w = splat(0), n = splat(0);
         for (int64_t i = begin; i < end; i += 16) {
             f32x16 y = E::scaled(end - i >= 16 ? E::load(row + i) : load_part<E>(row + i, end - i), scale);

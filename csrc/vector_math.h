@@ -133,7 +133,9 @@ template <typename F> DRIFTMAX_INLINE F exponential(uint32_t hi, uint32_t lo) {
 
 template <typename F> DRIFTMAX_INLINE F gumbel(uint32_t hi, uint32_t lo) { return -log_pos(exponential<F>(hi, lo)); }
 
-DRIFTMAX_INLINE float uniform(uint32_t hi, uint32_t, float) { return (static_cast<float>(static_cast<int32_t>(hi >> 9)) + 0.5f) * 0x1p-23f; }
+DRIFTMAX_INLINE float uniform(uint32_t hi, uint32_t, float) {
+    return (static_cast<float>(static_cast<int32_t>(hi >> 9)) + 0.5f) * 0x1p-23f;
+}
 DRIFTMAX_INLINE double uniform(uint32_t hi, uint32_t lo, double) {
     // 52 bits, exact: hi * 2^20 + (lo >> 12) < 2^52
     return ((from_u32<double>(hi) * 0x1p20 + from_u32<double>(lo >> 12)) + 0.5) * 0x1p-52;

@@ -14,8 +14,20 @@ using driftmax::Streams;
 
 // Values per row: what breaks samplers.
 enum Flavour {
-    kMild, kWide, kConstant, kTies, kMostlyImpossible, kDenormal, kHuge, kSingle, kLateMaximum, kHeavyTail,
-    kImpossible, kHasNaN, kHasInfinite, kFlavours
+    kMild,
+    kWide,
+    kConstant,
+    kTies,
+    kMostlyImpossible,
+    kDenormal,
+    kHuge,
+    kSingle,
+    kLateMaximum,
+    kHeavyTail,
+    kImpossible,
+    kHasNaN,
+    kHasInfinite,
+    kFlavours
 };
 
 struct Case {
@@ -37,9 +49,7 @@ struct Case {
     int64_t top_k_of(int64_t i) const { return top_ks.empty() ? top_k : top_ks[i]; }
 
     Logits view() const { return {logits.data(), logits.dtype(), n0, n1, s0, s1, vocab}; }
-    Streams streams() const {
-        return {seed, pointer(seeds), pointer(row_ids), pointer(positions), step};
-    }
+    Streams streams() const { return {seed, pointer(seeds), pointer(row_ids), pointer(positions), step}; }
     Options options() const {
         Options o;
         o.temperature = PerDraw<double>{temperature, pointer(temperatures)};
@@ -80,8 +90,7 @@ inline double random_value(Random& r, Flavour flavour, DType dtype, int64_t v, i
 }
 
 inline void fill_row(Random& r, Case& c, int64_t offset, Flavour flavour) {
-    for (int64_t v = 0; v < c.vocab; ++v)
-        c.logits.set(offset + v, random_value(r, flavour, c.logits.dtype(), v, c.vocab));
+    for (int64_t v = 0; v < c.vocab; ++v) c.logits.set(offset + v, random_value(r, flavour, c.logits.dtype(), v, c.vocab));
     int64_t at = offset + r.below(c.vocab);
     if (flavour == kSingle) c.logits.set(at, r.normal());
     if (flavour == kHasNaN) c.logits.set(at, std::numeric_limits<double>::quiet_NaN());

@@ -34,16 +34,15 @@ std::string first_difference(const Result& a, const Result& b) {
             return ": token " + std::to_string(i) + " is " + std::to_string(b.tokens[i]) + " for " + std::to_string(a.tokens[i]);
     char text[120];
     for (int64_t i = 0; i < a.stats.count(); ++i) {
-        std::snprintf(text, sizeof text, ": statistic %lld is %.17g for %.17g", static_cast<long long>(i), b.stats.get(i), a.stats.get(i));
+        std::snprintf(text, sizeof text, ": statistic %lld is %.17g for %.17g", static_cast<long long>(i), b.stats.get(i),
+                      a.stats.get(i));
         double x = a.stats.get(i), y = b.stats.get(i);
         if (std::memcmp(&x, &y, 8) != 0) return text;
     }
     return ": scores";
 }
 
-std::string draw_text(int64_t draw, int64_t token) {
-    return "draw " + std::to_string(draw) + ", token " + std::to_string(token);
-}
+std::string draw_text(int64_t draw, int64_t token) { return "draw " + std::to_string(draw) + ", token " + std::to_string(token); }
 
 void check_status(const Case& c, const std::vector<Row>& rows, Status status) {
     bool any = false;
@@ -143,16 +142,17 @@ void fuzz_categorical(Random& r) {
         int threads = static_cast<int>(1 + r.below(9));
         Result again = run_categorical(*k, c, method, stats, threads);
         if (first.status != 0) require(again.status != 0, std::string("no fault seen on ") + k->name);
-        else require(again == first, std::string("differs on ") + k->name + " with threads " + std::to_string(threads) +
-                                         first_difference(first, again));
+        else
+            require(again == first, std::string("differs on ") + k->name + " with threads " + std::to_string(threads) +
+                                        first_difference(first, again));
     }
     if (first.status != 0) return;
     for (int64_t i = 0; i < c.draws(); ++i) check_draw(c, rows[i], i, method, first);
     if (c.draws() == 0) return;
     int64_t draw = r.below(c.draws());
     Result alone = run_categorical(all[0], single(c, draw), method, stats, static_cast<int>(1 + r.below(4)));
-    require(alone.tokens[0] == first.tokens[draw], "alone " + std::to_string(alone.tokens[0]) + ", in its batch " +
-                                                        draw_text(draw, first.tokens[draw]));
+    require(alone.tokens[0] == first.tokens[draw],
+            "alone " + std::to_string(alone.tokens[0]) + ", in its batch " + draw_text(draw, first.tokens[draw]));
     for (int64_t j = 0; stats && j < 4; ++j)
         require(alone.stats.get(j) == first.stats.get(j * c.draws() + draw), "a statistic depends on the batch");
 }
@@ -178,12 +178,14 @@ Result run_topk(const Kernels& kernels, const Case& c, int64_t k, bool scores, i
 void check_ranking(const Case& c, const Row& row, const Kept& kept, int64_t draw, int64_t k, const Result& r) {
     std::vector<std::pair<double, int64_t>> order;  // minus the score, token: sorts as the contract says
     for (int64_t v = 0; v < c.vocab; ++v)
-        if (kept.in[v]) order.emplace_back(-(row.temperature > 0 ? race_score(c, row, draw, v, driftmax::oracle::kTopkNoise) : row.logit[v]), v);
+        if (kept.in[v])
+            order.emplace_back(-(row.temperature > 0 ? race_score(c, row, draw, v, driftmax::oracle::kTopkNoise) : row.logit[v]),
+                               v);
     std::partial_sort(order.begin(), order.begin() + k, order.end());
     for (int64_t j = 0; j < k; ++j) {
         int64_t token = r.tokens[draw * k + j];
-        require(token == order[j].second, "rank " + std::to_string(j) + " should be " + std::to_string(order[j].second) +
-                                              ": " + draw_text(draw, token));
+        require(token == order[j].second,
+                "rank " + std::to_string(j) + " should be " + std::to_string(order[j].second) + ": " + draw_text(draw, token));
         if (!r.scores.empty()) require(r.scores[draw * k + j] == -order[j].first, "score: " + draw_text(draw, token));
     }
 }
@@ -275,7 +277,8 @@ void fuzz_lm_head(Random& r) {
     Method method = r.chance(2) ? Method::block : Method::gumbel;
     bool stats = r.chance(2);
     int64_t tile = 1024 * (1 + r.below(4));
-    context().what = "lm_head tile " + std::to_string(tile) + ", " + describe(c) + (method == Method::block ? " block" : " gumbel");
+    context().what =
+        "lm_head tile " + std::to_string(tile) + ", " + describe(c) + (method == Method::block ? " block" : " gumbel");
     const Kernels* all = driftmax::available_kernels();
     Result first = run_lm_head(all[0], c, method, stats, tile, 1);
     std::vector<Row> rows = read_rows(c);
@@ -339,8 +342,8 @@ void check_element(const driftmax::FillArgs& a, const Buffer& out, int64_t row, 
     std::vector<int64_t> zeros(a.rows, 0);
     if (!streams.positions) streams.positions = zeros.data();
     driftmax::oracle::Stream s(streams, 1, row, static_cast<uint32_t>(a.kind));
-    const unsigned char* p = static_cast<const unsigned char*>(out.data()) +
-                             (row * a.row_stride + element) * static_cast<int64_t>(size_of(a.dtype));
+    const unsigned char* p =
+        static_cast<const unsigned char*>(out.data()) + (row * a.row_stride + element) * static_cast<int64_t>(size_of(a.dtype));
     bool same;
     if (a.kind == 1) {
         uint32_t want = s.word(element);
@@ -359,8 +362,8 @@ void check_element(const driftmax::FillArgs& a, const Buffer& out, int64_t row, 
 void fuzz_fill(Random& r) {
     FillCase f = random_fill(r);
     driftmax::FillArgs& a = f.args;
-    context().what = "fill kind " + std::to_string(a.kind) + " dtype " + std::to_string(static_cast<int>(a.dtype)) +
-                     " rows " + std::to_string(a.rows) + " length " + std::to_string(a.row_length);
+    context().what = "fill kind " + std::to_string(a.kind) + " dtype " + std::to_string(static_cast<int>(a.dtype)) + " rows " +
+                     std::to_string(a.rows) + " length " + std::to_string(a.row_length);
     int64_t skip = r.below(2);
     Buffer first(a.dtype, f.count, skip), untouched(a.dtype, f.count, skip);
     const Kernels* all = driftmax::available_kernels();
@@ -376,9 +379,10 @@ void fuzz_fill(Random& r) {
     check_element(a, first, a.rows - 1, a.row_length - 1);
     for (int64_t row = 0; row + 1 < a.rows; ++row)  // the gaps between rows belong to somebody else
         for (int64_t i = row * a.row_stride + a.row_length; i < (row + 1) * a.row_stride; ++i)
-            require(std::memcmp(static_cast<const unsigned char*>(first.data()) + i * size_of(a.dtype),
-                                static_cast<const unsigned char*>(untouched.data()) + i * size_of(a.dtype),
-                                size_of(a.dtype)) == 0, "wrote between rows");
+            require(
+                std::memcmp(static_cast<const unsigned char*>(first.data()) + i * size_of(a.dtype),
+                            static_cast<const unsigned char*>(untouched.data()) + i * size_of(a.dtype), size_of(a.dtype)) == 0,
+                "wrote between rows");
 }
 
 void run_case(uint64_t seed, uint64_t number) {

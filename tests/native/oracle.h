@@ -106,9 +106,7 @@ inline int64_t token_race(const Case& c, const Row& row, const Kept& kept, int64
     return winner;
 }
 
-inline int64_t argmax(const Row& row) {
-    return std::max_element(row.logit.begin(), row.logit.end()) - row.logit.begin();
-}
+inline int64_t argmax(const Row& row) { return std::max_element(row.logit.begin(), row.logit.end()) - row.logit.begin(); }
 
 // The block race; -1 where the two best lie within the stated 2^-18 (and a little more).
 inline int64_t block_race(const Case& c, const Row& row, int64_t draw) {
@@ -134,8 +132,7 @@ inline int64_t expected_token(const Case& c, const Row& row, const Kept& kept, i
     if (row.temperature == 0) return argmax(row);
     if (!kept.known) return -1;
     bool filtered = c.options().filtered();
-    if (method == driftmax::Method::gumbel || filtered || c.vocab <= 1024)
-        return token_race(c, row, kept, draw, 0, c.vocab);
+    if (method == driftmax::Method::gumbel || filtered || c.vocab <= 1024) return token_race(c, row, kept, draw, 0, c.vocab);
     if (row.extreme) return -1;  // no float block sums: the kernel may run the token race on the row, the same law
     int64_t b = block_race(c, row, draw);
     return b < 0 ? -1 : token_race(c, row, kept, draw, b * 1024, std::min(c.vocab, b * 1024 + 1024));

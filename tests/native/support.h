@@ -110,7 +110,10 @@ class Buffer {
 public:
     Buffer() = default;
     Buffer(DType dtype, int64_t count, int64_t skip = 0)
-        : dtype_(dtype), count_(count), skip_(skip), bytes_(new unsigned char[(count + skip) * size_of(dtype)]) {
+        : dtype_(dtype),
+          count_(count),
+          skip_(skip),
+          bytes_(new unsigned char[(count + skip) * size_of(dtype)]) {
         std::memset(bytes_.get(), 0xA5, (count + skip) * size_of(dtype));
     }
     void* data() { return bytes_.get() + skip_ * size_of(dtype_); }
@@ -191,8 +194,6 @@ inline Settings parse(int argc, char** argv) {
     return s;
 }
 
-inline double now() {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
+inline double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 }  // namespace fuzz
