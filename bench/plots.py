@@ -150,7 +150,7 @@ def speed(rows: Rows, path: Path) -> None:
     """
     plt = _pyplot()
     groups = [group for group in _groups(rows) if len(group) > 1][::-1]
-    height = 1.4 + 0.46 * len(groups)
+    height = 1.6 + 0.4 * len(groups)
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(12.5, height), constrained_layout=True, sharey=True, width_ratios=(3, 2)
     )

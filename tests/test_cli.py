@@ -5,16 +5,14 @@ from __future__ import annotations
 import csv
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import driftmax
 import pytest
 import torch
-from driftmax import cli
+from driftmax import aot, cli
 from driftmax.bench import report, runner
 from driftmax.bench.cases import CASES, overhead
 from driftmax.bench.harness import GateFailed, Settings, Workload
@@ -128,33 +126,35 @@ def test_threads_are_set_for_the_run_only(monkeypatch: pytest.MonkeyPatch) -> No
     assert torch.get_num_threads() == before
 
 
-@dataclass
-class _Compiled:
-    target: str
-    kernel: str
-    error: str
+def _row(target: str, error: str) -> aot.CompiledKernel:
+    return aot.CompiledKernel(target, "categorical", "*fp32", not error, error, 64, None, 0, 4096, 0.5)
 
 
 @pytest.mark.parametrize(("error", "code"), [("", 0), ("ptxas: out of registers", 1)])
 def test_compile_prints_a_table_and_fails_with_its_kernels(
     error: str, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked: list[str] = []
+    def compile_kernels(targets: list[str], *, progress: Callable[[Any], None]) -> list[aot.CompiledKernel]:
+        rows = [_row(target, error if target == "sm_90" else "") for target in targets]
+        for row in rows:
+            progress(row)
+        return rows
 
-    def compile_kernels(targets: list[str]) -> list[_Compiled]:
-        asked.extend(targets)
-        return [_Compiled(target, "categorical", error if target == "sm_90" else "") for target in targets]
-
-    fake = ModuleType("driftmax.aot")
-    fake.compile_kernels = compile_kernels  # type: ignore[attr-defined]  # a stand-in module
-    monkeypatch.setitem(sys.modules, "driftmax.aot", fake)
-    monkeypatch.setattr(driftmax, "aot", fake, raising=False)
+    monkeypatch.setattr(aot, "compile_kernels", compile_kernels)
     assert cli.main(["compile", "--targets", "sm_80, sm_90"]) == code
-    assert asked == ["sm_80", "sm_90"]
     printed = capsys.readouterr().out
-    assert "sm_80" in printed
-    assert f"{2 - code} of 2 kernels compiled" in printed
+    assert "sm_80    categorical              ok " in printed
+    assert f"{2 - code} of 2 kernels compiled for sm_80, sm_90" in printed
     assert error in printed
+
+
+def test_compile_defaults_to_the_gates_targets() -> None:
+    assert tuple(cli.TARGETS.split(",")) == aot.TARGETS
+
+
+def test_compile_refuses_strange_targets(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["compile", "--targets", "sm_9x"]) == 2
+    assert "sm_9x" in capsys.readouterr().err
 
 
 def test_compile_without_a_target_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:

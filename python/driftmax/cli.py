@@ -12,6 +12,10 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from driftmax.aot import CompiledKernel
 
 TARGETS = "sm_80,sm_90,sm_100,gfx942"
 
@@ -107,15 +111,21 @@ def _compile(arguments: argparse.Namespace) -> int:
     targets = [name.strip() for name in arguments.targets.split(",") if name.strip()]
     if not targets:
         raise ValueError(f"--targets names no target; the default is {TARGETS}")
-    results = aot.compile_kernels(targets)
-    print(f"{'target':<10} {'kernel':<44} {'result':<8}")
-    for result in results:
-        print(
-            f"{result.target:<10} {result.kernel:<44} {'failed: ' + result.error if result.error else 'ok'}"
-        )
-    failed = sum(bool(result.error) for result in results)
-    print(f"{len(results) - failed} of {len(results)} kernels compiled for {', '.join(targets)}")
-    return EXIT_FAILED if failed or not results else EXIT_OK
+    print(f"{'target':<8} {'kernel':<24} {'result':<7} {'registers':>9} {'bytes':>8} {'time':>7}  variant")
+    rows = aot.compile_kernels(targets, progress=lambda row: print(_compiled(row), flush=True))
+    failed = [row for row in rows if not row.ok]
+    print(f"{len(rows) - len(failed)} of {len(rows)} kernels compiled for {', '.join(targets)}")
+    for row in failed:
+        print(f"FAILED {row.target} {row.kernel} {row.variant}: {row.error}")
+    return EXIT_FAILED if failed or not rows else EXIT_OK
+
+
+def _compiled(row: CompiledKernel) -> str:
+    """One compiled kernel as a line of the table."""
+    registers = "" if row.registers is None else str(row.registers)
+    result = "ok" if row.ok else "FAILED"
+    size = f"{registers:>9} {row.binary_bytes:>8} {row.seconds:>5.1f} s"
+    return f"{row.target:<8} {row.kernel:<24} {result:<7} {size}  {row.variant}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

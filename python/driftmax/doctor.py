@@ -242,7 +242,7 @@ def _draws(device: str = "cpu", backend: str = "auto") -> list[torch.Tensor]:
     drawn = [
         getattr(driftmax.random, kind)(1001, rng=11, device=device, backend=backend).cpu() for kind in FILLS
     ]
-    logits = _logits(8, 5000).to(device)
+    logits = _logits(4, 2000).to(device)
     return [*drawn, driftmax.categorical(logits, rng=11, method="gumbel", backend=backend).cpu()]
 
 

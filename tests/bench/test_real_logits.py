@@ -70,6 +70,7 @@ def test_missing_sources_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 @pytest.fixture
 def small_corpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Sixty of the library's files, a training of five steps, and a cache of its own."""
+    torch.set_num_threads(1)  # tiny products: more threads only wait for each other
     files = real_logits.source_files()[::12][:60]
     recipe = real_logits.Recipe("quick", batch=4, steps=5, seconds=30.0)
     monkeypatch.setattr(real_logits, "source_files", lambda: files)
