@@ -10,7 +10,7 @@ import torch
 
 
 def test_order_has_the_plackett_luce_law():
-    """Chi-square over the 12 ordered pairs of 4 tokens, 50 000 draws at level 6e-7: sees a pair off by 0.01."""
+    """Chi-square over the 12 ordered pairs of 4 tokens, 50 000 draws, level 6e-7: sees a pair off by 0.01."""
     logits = [0.0, 1.0, -1.0, 0.5]
     weights = [math.exp(v) for v in logits]
     n = 50_000

@@ -65,8 +65,6 @@ def check_floats(name: str, value: Tensor, least_dim: int = 1) -> None:
 def rows_first(values: Tensor) -> Tensor:
     """`values` [..., V] as [rows, V] or [rows, positions, V] with unit last stride, copied if need be."""
     dim = values.ndim
-    if dim == 2 and values.is_contiguous():
-        return values
     if dim == 1:
         values = values.unsqueeze(0)
     elif dim > 3:
@@ -165,6 +163,15 @@ def _per_draw(name: str, value: Any, dtype: torch.dtype, lead: Sequence[int], ba
         raise ValueError(
             f"{name} of shape {tuple(values.shape)} does not broadcast to the leading shape {tuple(lead)}"
         ) from None
+
+
+_INT64 = torch.empty(0, dtype=torch.int64, device="cpu")
+
+
+def empty_tokens(shape: Sequence[int], batch: Tensor, plain: bool) -> Tensor:
+    """An uninitialised int64 tensor on the device of `batch`; `plain`: an ordinary CPU tensor."""
+    # Nothing but sizes to parse: faster than torch.empty with dtype and device, on the path of tiny calls.
+    return _INT64.new_empty(*shape) if plain and shape else empty(shape, torch.int64, batch)
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype, batch: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from driftmax.errors import BackendUnavailable, check_status
 
@@ -131,7 +132,7 @@ class Op:
 
         The implementation itself, or the registered operator where a compiler or subclass has to see it.
         """
-        if torch.compiler.is_compiling() or type(tensor) not in _PLAIN:
+        if is_compiling() or type(tensor) not in _PLAIN:
             operator = getattr(torch.ops.driftmax, self.name)
             return lambda *arguments: operator(*arguments, backend)
         # The usual case first: CPU tensors, nothing forced. Its errors raise at once, so debugging adds

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any, Literal, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, get_num_threads
 
 from driftmax.errors import raise_status
 from driftmax.ops._arguments import (
@@ -16,6 +16,7 @@ from driftmax.ops._arguments import (
     PerRowInt,
     check_floats,
     empty,
+    empty_tokens,
     method_code,
     options,
     rows_first,
@@ -150,7 +151,12 @@ def categorical(
         raise ValueError(f"logits of shape {tuple(logits.shape)} have no token to draw")
     code = method_code(method)
     chosen = options(temperature, top_k, top_p, min_p, lead, logits)
-    tokens = empty(lead, torch.int64, logits) if out is None else sink(out, lead, torch.int64, logits.device)
+    run = OP.runner(backend, logits)
+    tokens = (
+        empty_tokens(lead, logits, run is OP.cpp)
+        if out is None
+        else sink(out, lead, torch.int64, logits.device)
+    )
     stats = None
     if return_stats:
         kind = torch.float64 if logits.dtype == torch.float64 else torch.float32
@@ -158,7 +164,8 @@ def categorical(
     draws = tokens.numel()
     streams = resolve(rng, lead[0] if lead else 1, draws, logits)
     if draws:
-        OP.runner(backend, logits)(rows_first(logits), tokens, stats, *streams, *chosen, code)
+        rows = logits if logits.ndim == 2 and logits.is_contiguous() else rows_first(logits)
+        run(rows, tokens, stats, *streams, *chosen, code)
     if out is not None and out is not tokens:
         tokens = out.copy_(tokens)
     return tokens if stats is None else (tokens, CategoricalStats(*stats.unbind(0)))
@@ -216,7 +223,7 @@ def run_core(
         method,
         tokens.data_ptr(),
         0 if stats is None else stats.data_ptr(),
-        torch.get_num_threads(),
+        get_num_threads(),
     )
     if status:
         raise_status(status + (first << 8), per_row or n1)

@@ -16,6 +16,7 @@ from driftmax.ops._arguments import (
     PerRowInt,
     check_floats,
     empty,
+    empty_tokens,
     method_code,
     options,
     pointer,
@@ -134,7 +135,12 @@ def lm_head_categorical(
     *lead, _ = hidden.shape
     code = method_code(method)
     chosen = options(temperature, top_k, top_p, min_p, lead, hidden)
-    tokens = empty(lead, torch.int64, hidden) if out is None else sink(out, lead, torch.int64, hidden.device)
+    run = OP.runner(backend, hidden)
+    tokens = (
+        empty_tokens(lead, hidden, run is OP.cpp)
+        if out is None
+        else sink(out, lead, torch.int64, hidden.device)
+    )
     stats = None
     if return_stats:
         kind = torch.float64 if hidden.dtype == torch.float64 else torch.float32
@@ -142,7 +148,7 @@ def lm_head_categorical(
     draws = tokens.numel()
     streams = resolve(rng, lead[0] if lead else 1, draws, hidden)
     if draws:
-        OP.runner(backend, hidden)(rows_first(hidden), weight, bias, tokens, stats, *streams, *chosen, code)
+        run(rows_first(hidden), weight, bias, tokens, stats, *streams, *chosen, code)
     if out is not None and out is not tokens:
         tokens = out.copy_(tokens)
     return tokens if stats is None else (tokens, CategoricalStats(*stats.unbind(0)))
