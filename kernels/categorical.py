@@ -329,7 +329,8 @@ def draw_rows(
         filtered_rows(batch, tokens, stats, streams, halved, summed(batch), status)
 
 
-FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+# float16 is compiled where a kernel differs for it, which is only in the loads: see `specialisations` of the fused head.
+FLOATS = (torch.float32, torch.bfloat16, torch.float64)
 
 
 def specialisations() -> Iterator[tuple[Any, ...]]:
@@ -341,15 +342,13 @@ def specialisations() -> Iterator[tuple[Any, ...]]:
     for dtype in FLOATS:
         logits = torch.empty(2, 128 * BLOCK, dtype=dtype)
         stats = torch.empty(4, 2, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
-        for method in (0, 1):
-            yield (logits, tokens, None, *one, *off, method)
         yield (logits, tokens, stats, *one, *off, 0)
+        yield (logits, tokens, None, *one, *off, 1)
         yield (logits[:, :1000], tokens, stats, *one, *off, 0)
-        yield (logits, tokens, None, *one, 1.0, None, 50, None, 0.9, None, 0.0, None, 0)
+    yield (torch.empty(2, 128 * BLOCK), tokens, None, *one, 1.0, None, 50, None, 0.9, None, 0.0, None, 0)
     logits = torch.empty(2, 50257)  # a vocabulary no load of which is aligned
-    for method in (0, 1):
-        yield (logits, tokens, None, *one, *off, method)
-        yield (logits, tokens, torch.empty(4, 2), 0, row, row, row, 0, row[:1], 1.0, half, *off[2:], method)
+    yield (logits, tokens, None, *one, *off, 0)
+    yield (logits, tokens, torch.empty(4, 2), 0, row, row, row, 0, row[:1], 1.0, half, *off[2:], 1)
     for vocab in (50, 200):
         yield (logits[:, :vocab], tokens, None, *one, *off, 0)
     yield (logits, tokens, torch.empty(4, 2), 0, row, row, row, 0, row[:1], 1.0, half, 0, row, 1.0, half, 0.0, half, 0)

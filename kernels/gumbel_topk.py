@@ -121,8 +121,8 @@ def select(scores, vocab, k, begin, listed, found, places, counts, status, LIST:
         threshold, last, cut, size, compact = find_kept(
             row, listed + local * LIST, vocab, wanted, one, one * 0.0, top, one, one, LIST, Q
         )
-        for first in range(0, size, 4 * Q):
-            values, index = source_tile(row, listed + local * LIST, first, size, compact, cut, Q)
+        for start in range(0, size, 4 * Q):
+            values, index = source_tile(row, listed + local * LIST, start, size, compact, cut, Q)
             values = tl.reshape(values, (4 * Q,))
             index = tl.reshape(index, (4 * Q,))
             chosen = within(values, index, threshold, last).to(tl.int32)

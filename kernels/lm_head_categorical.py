@@ -17,7 +17,7 @@ from torch import Tensor
 
 from driftmax.errors import status_word
 from driftmax.kernels import noise
-from driftmax.kernels.categorical import BLOCK_NOISE, FLOATS, TOKEN, Batch, draw_rows
+from driftmax.kernels.categorical import BLOCK_NOISE, TOKEN, Batch, draw_rows
 from driftmax.kernels.launch import BLOCK, Stream, halves, interpreted, launch, stream
 from driftmax.kernels.philox import block_words, element_words, single_words, stream_words
 from driftmax.kernels.race import (
@@ -36,7 +36,7 @@ from driftmax.kernels.race import (
     winner_of,
 )
 
-TILE_M, TILE_N, TILE_K = 64, 128, 64
+TILE_M, TILE_N = 64, 128
 SUBS = tl.constexpr(8)  # tiles of a block of the block race
 _ROWS = 512  # rows at a time: bounds the scratch
 _LOGITS = 1 << 25  # logits stored at a time where filters need whole rows
@@ -274,6 +274,11 @@ def _shape(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Any, ..
     return (hidden, weight, bias, *sizes, *hidden.stride(), *weight.stride())
 
 
+def _tile(hidden: Tensor) -> dict[str, Any]:
+    """Sizes of a tile: they depend on the dtype alone, and fit the 64 KB of shared memory of the smallest target."""
+    return {"M": TILE_M, "N": TILE_N, "K": 256 // hidden.element_size() // 2, "WIDEN": interpreted()}
+
+
 def _fused(
     shape: tuple[Any, ...], n1: int, tokens: Tensor, stats: Tensor | None, streams: Stream, heat: Any, method: int
 ) -> None:
@@ -282,12 +287,11 @@ def _fused(
     tiles, most = triton.cdiv(vocab, TILE_N), min(draws, _ROWS)
     numbers = torch.empty(6 * most * tiles, dtype=torch.float32, device=hidden.device)
     leaders = torch.empty(2 * most * tiles, dtype=torch.int32, device=hidden.device)
-    sizes = {"M": TILE_M, "N": TILE_N, "K": TILE_K, "WIDEN": interpreted()}
     for begin in range(0, draws, most):
         count = min(most, draws - begin)
         common = (n1, *streams, *heat, numbers, leaders)
         grid = (tiles * triton.cdiv(count, TILE_M),)
-        launch(head_tiles, grid, *shape, begin, count, tiles, *common, **sizes, num_warps=8, num_stages=3)
+        launch(head_tiles, grid, *shape, begin, count, tiles, *common, **_tile(hidden), num_warps=8, num_stages=3)
         ends = (tokens, stats, status_word(hidden.device))
         launch(head_finish, (count,), draws, begin, count, tiles, *common, *ends, RACE=method == 0, Q=16, num_warps=4)
 
@@ -320,8 +324,7 @@ def _stored(
         else:
             logits = torch.empty(count, vocab, dtype=torch.float32, device=hidden.device)
             grid = (triton.cdiv(vocab, TILE_N) * triton.cdiv(count, TILE_M),)
-            sizes = {"M": TILE_M, "N": TILE_N, "K": TILE_K, "WIDEN": interpreted()}
-            launch(head_logits, grid, *shape, begin, count, logits, **sizes, num_warps=8, num_stages=3)
+            launch(head_logits, grid, *shape, begin, count, logits, **_tile(hidden), num_warps=8, num_stages=3)
         some = tuple(v.reshape(-1)[part] if isinstance(v, Tensor) else v for v in (*heat, *law))
         own_seeds = seeds if seeds is None or seeds.numel() == 1 else seeds[row[part]]
         own = stream(seed, own_seeds, row_ids[part], places[part], step, steps)
@@ -376,9 +379,9 @@ def specialisations() -> Iterator[tuple[Any, ...]]:
     """Arguments of `lm_head_categorical` that between them launch every variant worth compiling ahead of time."""
     one, off = (5, None, None, None, 0, None), (1.0, None, 0, None, 1.0, None, 0.0, None)
     tokens = torch.empty(2, dtype=torch.int64)
-    for dtype in FLOATS[:3]:
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
         hidden, weight = torch.empty(2, 256, dtype=dtype), torch.empty(4096, 256, dtype=dtype)
-        yield (hidden, weight, None, tokens, None, *one, *off, 0)
-    yield (hidden, weight, weight[:, 0].contiguous(), tokens, torch.empty(4, 2), *one, *off, 0)
+        bias = torch.empty(4096, dtype=dtype) if dtype == torch.float16 else None
+        yield (hidden, weight, bias, tokens, torch.empty(4, 2), *one, *off, 0)
     yield (hidden, weight, None, tokens, None, *one, *off, 1)
     yield (hidden, weight, None, tokens, None, *one, 1.0, None, 50, None, 0.9, None, 0.0, None, 0)

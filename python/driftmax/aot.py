@@ -7,12 +7,18 @@ Triton's own compiler for each target, down to machine code (cubin by the bundle
 from __future__ import annotations
 
 import importlib
+import multiprocessing
 import os
+import re
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +30,9 @@ TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 
 #: Ops with Triton kernels: ``driftmax.kernels.<op>`` has the launcher ``<op>`` and ``specialisations``.
 OPS = ("fill", "categorical", "gumbel_topk", "lm_head_categorical")
+
+#: Shared memory a program may have; more compiles and then does not launch.
+_SHARED = {"sm_80": 166912, "sm_90": 232448, "sm_100": 232448, "gfx942": 65536}
 
 _TYPES = {
     torch.float16: "*fp16",
@@ -44,11 +53,11 @@ class CompiledKernel:
     target, kernel, variant : str
         What was compiled; `variant` names the types and constants that differ between specialisations.
     ok : bool
-        Whether machine code came out.
+        Whether machine code came out that fits the target.
     error : str
-        First line of the compiler's message, or empty.
+        The reason if not, else empty.
     registers, spills : int or None
-        Per thread, where the tools tell.
+        Per thread, where the tools tell: registers, and spilled registers (AMD) or bytes of stack (NVIDIA).
     shared_bytes, binary_bytes : int
         Shared memory of a program; size of the machine code.
     seconds : float
@@ -154,31 +163,32 @@ def _fresh_cache() -> Iterator[None]:
 
 
 def _resources(compiled: Any) -> tuple[int | None, int | None]:
-    """Registers and spills per thread, read from AMD's assembly; ptxas' numbers need its log, see `_ptxas`."""
+    """Registers and spilled registers (NVIDIA: bytes of stack) per thread, where the tools tell."""
     text = compiled.asm.get("amdgcn")
-    if text is None:
-        return _ptxas(compiled)
-    numbers: dict[str, int] = {}
-    for line in text.splitlines():
-        key, _, value = line.strip().partition(":")
-        if key in (".vgpr_count", ".vgpr_spill_count") and value.strip().isdigit():
-            numbers[key] = int(value)
-    return numbers.get(".vgpr_count"), numbers.get(".vgpr_spill_count")
-
-
-def _ptxas(compiled: Any) -> tuple[int | None, int | None]:
-    """Registers from the cubin's ELF section flags; None where the layout is not the expected one."""
-    cubin = compiled.asm.get("cubin")
-    if not cubin or cubin[:4] != b"\x7fELF":
+    if text is not None:
+        numbers = dict(re.findall(r"\.(vgpr_count|vgpr_spill_count):\s+(\d+)", text))
+        return _number(numbers.get("vgpr_count")), _number(numbers.get("vgpr_spill_count"))
+    nvidia = importlib.import_module("triton.backends.nvidia.compiler")
+    tool = Path(str(nvidia.__file__)).parent / "bin" / "cuobjdump"
+    if not tool.exists():
         return None, None
-    table = int.from_bytes(cubin[40:48], "little")
-    size, count = int.from_bytes(cubin[58:60], "little"), int.from_bytes(cubin[60:62], "little")
-    for number in range(count):
-        header = cubin[table + number * size : table + (number + 1) * size]
-        is_code = int.from_bytes(header[4:8], "little") == 1 and int.from_bytes(header[8:16], "little") & 4
-        if is_code:  # SHT_PROGBITS, executable: sh_info keeps the register count in its high byte
-            return int.from_bytes(header[44:48], "little") >> 24, None
-    return None, None
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        told = subprocess.run([tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=False)
+    numbers = dict(re.findall(r"\b(REG|STACK):(\d+)", told.stdout))
+    return _number(numbers.get("REG")), _number(numbers.get("STACK"))
+
+
+def _number(text: str | None) -> int | None:
+    return None if text is None else int(text)
+
+
+def _reason(failure: BaseException) -> str:
+    """Last line of the innermost cause: Triton puts the source first and the reason last."""
+    while failure.__cause__ is not None:
+        failure = failure.__cause__
+    return (str(failure).strip().splitlines() or [""])[-1] or type(failure).__name__
 
 
 def _compile(target: str, what: _Specialisation) -> CompiledKernel:
@@ -193,24 +203,49 @@ def _compile(target: str, what: _Specialisation) -> CompiledKernel:
     try:
         compiled = triton.compile(source, target=_target(target), options=dict(what.options))
     except Exception as failure:  # whatever a compiler raises is this row's result, and the caller's to judge
-        error = (str(failure).strip().splitlines() or [type(failure).__name__])[0]
+        error = _reason(failure)
     seconds = time.perf_counter() - begin
+    name = what.kernel.__name__
     if compiled is None:
-        return CompiledKernel(target, what.kernel.__name__, what.variant, False, error, None, None, 0, 0, seconds)
+        return CompiledKernel(target, name, what.variant, False, error, None, None, 0, 0, seconds)
     registers, spills = _resources(compiled)
-    shared, size = int(compiled.metadata.shared), len(compiled.kernel)
+    shared, limit = int(compiled.metadata.shared), _SHARED.get(target)
+    if limit is not None and shared > limit:
+        error = f"{shared} bytes of shared memory, {target} has {limit}"
     return CompiledKernel(
-        target, what.kernel.__name__, what.variant, True, "", registers, spills, shared, size, seconds
+        target, name, what.variant, not error, error, registers, spills, shared, len(compiled.kernel), seconds
     )
+
+
+def _distinct(ops: Sequence[str]) -> list[_Specialisation]:
+    """Specialisations of the ops in the order of their launches, each once."""
+    found: dict[_Specialisation, None] = {}
+    for op in ops:
+        found.update(dict.fromkeys(_specialise(record) for record in launches(op)))
+    return list(found)
+
+
+def _job(target: str, ops: tuple[str, ...], number: int) -> CompiledKernel:
+    """A worker's part. Kernels do not pickle, so it finds the specialisation by its number."""
+    with _fresh_cache():
+        return _compile(target, _in_worker(ops)[number])
+
+
+@lru_cache
+def _in_worker(ops: tuple[str, ...]) -> list[_Specialisation]:
+    return _distinct(ops)
 
 
 def compile_kernels(
     targets: Sequence[str] = TARGETS,
     *,
     ops: Sequence[str] = OPS,
+    workers: int | None = None,
     progress: Callable[[CompiledKernel], None] | None = None,
 ) -> list[CompiledKernel]:
     """Compile every kernel of the given ops for every target; needs no GPU.
+
+    Costs a second or two of one core per kernel, specialisation and target.
 
     Parameters
     ----------
@@ -218,6 +253,8 @@ def compile_kernels(
         ``sm_XX`` (NVIDIA) and ``gfxXXX`` (AMD) architectures.
     ops : sequence of str, default `OPS`
         Which ops' kernels.
+    workers : int, optional
+        Processes; by default one per core, at most 8.
     progress : callable, optional
         Called with each row as it is done.
 
@@ -245,14 +282,14 @@ def compile_kernels(
         _target(target)
     if os.environ.get("TRITON_INTERPRET", "0") == "1":
         raise RuntimeError("kernels are interpreted under TRITON_INTERPRET=1; unset it to compile them")
-    distinct: dict[_Specialisation, None] = {}
-    for op in ops:
-        distinct.update(dict.fromkeys(_specialise(record) for record in launches(op)))
+    chosen = tuple(ops)
+    jobs = [(target, chosen, number) for target in targets for number in range(len(_distinct(chosen)))]
+    if workers is None:
+        workers = min(8, os.cpu_count() or 1)
     rows: list[CompiledKernel] = []
-    with _fresh_cache():
-        for target in targets:
-            for what in distinct:
-                rows.append(_compile(target, what))
-                if progress is not None:
-                    progress(rows[-1])
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for row in pool.map(_job, *zip(*jobs, strict=True)):
+            rows.append(row)
+            if progress is not None:
+                progress(row)
     return rows
