@@ -130,7 +130,7 @@ def categorical(
     Notes
     -----
     Gumbel-max: Gumbel (1954); Maddison et al., "A* Sampling" (2014), section 2. The total variation distance
-    between the law drawn and the softmax is at most ``2**-20 * (1 + r / 16)`` for "block", with r the largest
+    between the law drawn and the softmax is at most ``2**-19 * (1 + r / 16)`` for "block", with r the largest
     difference of scaled logits that matters, and ``2**-44`` for "gumbel", for every input dtype and every V
     up to 2**32; the noise reaches 45, so tokens down to e**-45 are drawn (docs/numerics.md, section 3). One
     read of the logits.
