@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -55,17 +54,6 @@ def _settings(quick: bool, device: str, threads: int | None) -> Settings:
             settings, rounds=QUICK_ROUNDS, budget_s=QUICK_BUDGET_S, least_rounds=QUICK_LEAST
         )
     return settings
-
-
-@contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """Run with this many threads, and leave torch's setting as it was."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _chosen(cases: Sequence[str] | None) -> list[str]:
@@ -128,7 +116,7 @@ def run(
     if plot is not None:
         require_matplotlib()
     settings = _settings(quick, device, threads)
-    with _threads(settings.threads):
+    with machine.threads(settings.threads):
         return _run(chosen, settings, csv, plot)
 
 
