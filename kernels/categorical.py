@@ -1,7 +1,9 @@
-"""`categorical`: block sums over the whole machine, then one program per row races the blocks and the winner's tokens.
+"""`categorical`: block sums over the whole machine, then one program per row races the blocks and the
+winner's tokens.
 
-``block_sums`` reads the logits once and leaves three numbers for each block of 1024; ``finish`` does the rest from them and
-reads one block again. ``token_race`` is the other method, ``small`` is both for rows of one block; filters: filters.py.
+``block_sums`` reads the logits once and leaves three numbers for each block of 1024; ``finish`` does the rest
+from them and reads one block again. ``token_race`` is the other method, ``small`` is both for rows of one
+block; filters: filters.py.
 """
 
 from __future__ import annotations
@@ -12,15 +14,12 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
 from driftmax.errors import status_word
 from driftmax.kernels import noise
 from driftmax.kernels.filters import filtered_rows
 from driftmax.kernels.launch import BLOCK, Stream, halves, launch, splits, stream
 from driftmax.kernels.philox import element_words, stream_words
 from driftmax.kernels.race import (
-    FAR,
     LN2,
     first_where,
     largest,
@@ -36,13 +35,16 @@ from driftmax.kernels.race import (
     total,
     widened,
 )
+from torch import Tensor
 
 TOKEN = tl.constexpr(16)
 BLOCK_NOISE = tl.constexpr(17)
 
 
 @triton.jit(do_not_specialize=["t_lo", "t_hi", "n1", "each"])
-def block_sums(logits, n1, s0, s1, vocab, blocks, each, draws, t_lo, t_hi, temperatures, sums, BLOCK: tl.constexpr):
+def block_sums(
+    logits, n1, s0, s1, vocab, blocks, each, draws, t_lo, t_hi, temperatures, sums, BLOCK: tl.constexpr
+):
     """`sums` [3, draws, blocks]: each block's maximum m, sum of e = exp((l - m)/T), and sum of log2(e) e.
 
     Programs (draw, part); a block's numbers do not depend on how a row is cut into parts.
@@ -65,7 +67,7 @@ def block_sums(logits, n1, s0, s1, vocab, blocks, each, draws, t_lo, t_hi, tempe
 
 @triton.jit
 def row_maximum(sums, blocks, Q: tl.constexpr):
-    """(largest block maximum, first block that has it, largest maximum of the others) in float64."""
+    """(largest block maximum, first block that has it, largest of the others) in float64."""
     top = tl.full((), float("-inf"), tl.float64)
     at = tl.zeros((), tl.int64)
     for first in range(0, blocks, 4 * Q):
@@ -78,16 +80,32 @@ def row_maximum(sums, blocks, Q: tl.constexpr):
     other = tl.full((), float("-inf"), tl.float64)
     for first in range(0, blocks, 4 * Q):
         index = tile_index(first, Q)
-        maxima = tl.load(sums + index, mask=(index < blocks) & (index != at), other=float("-inf")).to(tl.float64)
+        maxima = tl.load(sums + index, mask=(index < blocks) & (index != at), other=float("-inf")).to(
+            tl.float64
+        )
         other = tl.maximum(other, largest(maxima))
     return top, at, other
 
 
 @triton.jit
 def row_sums(
-    sums, plane, blocks, top, scale, k0, k1, position, step, row_id, purpose: tl.constexpr, RACE: tl.constexpr, Q: tl.constexpr
+    sums,
+    plane,
+    blocks,
+    top,
+    scale,
+    k0,
+    k1,
+    position,
+    step,
+    row_id,
+    purpose: tl.constexpr,
+    RACE: tl.constexpr,
+    Q: tl.constexpr,
 ):
-    """(sum of exp(y - top), sum of (y - top) exp(y - top), winner of the block race or 0, whether a sum is NaN)."""
+    """(sum of exp(y - top), sum of (y - top) exp(y - top), winner of the block race or 0, whether a sum is
+    NaN).
+    """
     mass = tl.zeros((), tl.float64)
     moment = tl.zeros((), tl.float64)
     best = tl.full((), float("inf"), tl.float64)
@@ -117,7 +135,9 @@ def row_sums(
 
 @triton.jit
 def runner_up(row, block, vocab, top, other, Q: tl.constexpr):
-    """The second largest logit of a row whose maximum `top` is in `block`; `other` is the largest of the other blocks."""
+    """The second largest logit of a row whose maximum `top` is in `block`; `other` is the largest of the
+    other blocks.
+    """
     values = load_tile(row, block * (4 * Q), vocab, Q).to(tl.float64)
     index = tile_index(block * (4 * Q), Q)
     at = first_where(values == top, index)
@@ -131,7 +151,8 @@ def finish(
     t_lo, t_hi, temperatures, sums, scores, winners, tokens, stats, status,
     RACE: tl.constexpr, Q: tl.constexpr,
 ):  # fmt: skip
-    """One program per draw: the token and the by-products from the block sums (RACE) or from the parts' best tokens.
+    """One program per draw: the token and the by-products from the block sums (RACE) or from the parts'
+    best tokens.
 
     Without RACE, `sums` is None where no by-product is wanted.
     """
@@ -155,7 +176,19 @@ def finish(
             values = load_tile(row, chosen * (4 * Q), vocab, Q)
             best = tl.full((), float("-inf"), tl.float64)
             _, token, _ = race_tile(
-                values, chosen * (4 * Q), best, token, scale, greedy, TOKEN, Q, k0, k1, position, number, row_id
+                values,
+                chosen * (4 * Q),
+                best,
+                token,
+                scale,
+                greedy,
+                TOKEN,
+                Q,
+                k0,
+                k1,
+                position,
+                number,
+                row_id,
             )
             empty = tl.where(top == float("-inf"), 3, 0)
             report(status, draw, tl.where(top == float("inf"), 2, tl.where(bad > 0, 1, empty)))
@@ -178,7 +211,9 @@ def finish(
         store_stats(stats, draws, draw, chosen_logit, top, second, scale, mass, moment)
 
 
-@triton.jit(do_not_specialize=["seed_lo", "seed_hi", "seeds_stride", "step", "t_lo", "t_hi", "n1", "each", "parts"])
+@triton.jit(
+    do_not_specialize=["seed_lo", "seed_hi", "seeds_stride", "step", "t_lo", "t_hi", "n1", "each", "parts"]
+)
 def token_race(
     logits, n1, s0, s1, vocab, each, parts,
     seed_lo, seed_hi, seeds, seeds_stride, rows, positions, step, steps,
@@ -226,7 +261,9 @@ def small(
     values = load_tile(row, 0, vocab, Q)
     best = tl.full((), float("-inf"), tl.float64)
     token = tl.zeros((), tl.int64)
-    best, token, code = race_tile(values, draw * 0, best, token, scale, greedy, TOKEN, Q, k0, k1, position, number, row_id)
+    best, token, code = race_tile(
+        values, draw * 0, best, token, scale, greedy, TOKEN, Q, k0, k1, position, number, row_id
+    )
     report(status, draw, tl.where((code == 0) & (best == float("-inf")), 3, code))
     tl.store(tokens + draw, token)
     if stats is not None:
@@ -237,7 +274,17 @@ def small(
         exponent, mass = powers(values, tl.where(top == float("-inf"), 0.0, top), scale)
         moment = total(exponent * mass).to(tl.float64) * LN2
         chosen_logit = widened(tl.load(row + token)).to(tl.float64)
-        store_stats(stats, draws, draw, chosen_logit, top.to(tl.float64), second, scale, total(mass).to(tl.float64), moment)
+        store_stats(
+            stats,
+            draws,
+            draw,
+            chosen_logit,
+            top.to(tl.float64),
+            second,
+            scale,
+            total(mass).to(tl.float64),
+            moment,
+        )
 
 
 class Batch:
@@ -272,7 +319,7 @@ def unfiltered(
     """Either method on whole rows."""
     if batch.vocab <= BLOCK:
         quarter = 16 if batch.vocab <= 64 else 64 if batch.vocab <= 256 else 256
-        arguments = (*batch.where, batch.draws, *streams, *batch.heat, tokens, stats, status)
+        arguments: tuple[Any, ...] = (*batch.where, batch.draws, *streams, *batch.heat, tokens, stats, status)
         launch(small, (batch.draws,), *arguments, Q=quarter, num_warps=4)
         return
     blocks = triton.cdiv(batch.vocab, BLOCK)
@@ -318,7 +365,13 @@ def categorical(
 
 
 def draw_rows(
-    batch: Batch, tokens: Tensor, stats: Tensor | None, streams: Stream, law: tuple[Any, ...], method: int, status: Tensor
+    batch: Batch,
+    tokens: Tensor,
+    stats: Tensor | None,
+    streams: Stream,
+    law: tuple[Any, ...],
+    method: int,
+    status: Tensor,
 ) -> None:
     """Tokens and by-products of whole rows; `law` is top_k, top_ks, top_p, top_ps, min_p, min_ps."""
     if law == (0, None, 1.0, None, 0.0, None):
@@ -329,7 +382,7 @@ def draw_rows(
         filtered_rows(batch, tokens, stats, streams, halved, summed(batch), status)
 
 
-# float16 is compiled where a kernel differs for it, which is only in the loads: see `specialisations` of the fused head.
+# float16 differs from bfloat16 in the loads alone: the fused head's specialisations compile it.
 FLOATS = (torch.float32, torch.bfloat16, torch.float64)
 
 
@@ -351,4 +404,23 @@ def specialisations() -> Iterator[tuple[Any, ...]]:
     yield (logits, tokens, torch.empty(4, 2), 0, row, row, row, 0, row[:1], 1.0, half, *off[2:], 1)
     for vocab in (50, 200):
         yield (logits[:, :vocab], tokens, None, *one, *off, 0)
-    yield (logits, tokens, torch.empty(4, 2), 0, row, row, row, 0, row[:1], 1.0, half, 0, row, 1.0, half, 0.0, half, 0)
+    yield (
+        logits,
+        tokens,
+        torch.empty(4, 2),
+        0,
+        row,
+        row,
+        row,
+        0,
+        row[:1],
+        1.0,
+        half,
+        0,
+        row,
+        1.0,
+        half,
+        0.0,
+        half,
+        0,
+    )

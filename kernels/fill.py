@@ -8,11 +8,10 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
 from driftmax.kernels import noise
 from driftmax.kernels.launch import interpreted, launch, stream
 from driftmax.kernels.philox import block_words, interleave, stream_words
+from torch import Tensor
 
 BITS = tl.constexpr(1)
 UNIFORM = tl.constexpr(2)
@@ -82,12 +81,16 @@ def fill(
     step: int,
     steps: Tensor | None,
 ) -> None:
-    """Fill the contiguous `out`, seen as [n_rows, length], with one stream per row. See ``driftmax.random``."""
+    """Fill the contiguous `out`, seen as [n_rows, length], with one stream per row. See
+    ``driftmax.random``.
+    """
     length = out.numel() // n_rows
     blocks = 4096 if interpreted() else 256
     tiles = triton.cdiv(length, 4 * blocks)
     streams = stream(seed, seeds, rows, positions, step, steps)
-    launch(fill_kernel, (n_rows * tiles,), out, length, tiles, *streams, KIND=kind, BLOCKS=blocks, num_warps=4)
+    launch(
+        fill_kernel, (n_rows * tiles,), out, length, tiles, *streams, KIND=kind, BLOCKS=blocks, num_warps=4
+    )
 
 
 def specialisations() -> Iterator[tuple[Any, ...]]:

@@ -1,7 +1,9 @@
-"""Top-k, top-p and min-p without sorting: a kept set is a threshold on the logit and a last index among its ties.
+"""Top-k, top-p and min-p without sorting: a kept set is a threshold on the logit and a last index among its
+ties.
 
-One program per row. It lists the tokens within a few nats of the maximum (all that filters usually keep), bisects the bit
-pattern of the threshold over that list, and draws from what is left. Where the list would not hold them, it bisects over the row.
+One program per row. It lists the tokens within a few nats of the maximum (all that filters usually keep),
+bisects the bit pattern of the threshold over that list, and draws from what is left. Where the list would not
+hold them, it bisects over the row.
 """
 
 from __future__ import annotations
@@ -11,14 +13,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
 from driftmax.kernels.launch import BLOCK, Stream, interpreted, launch
 from driftmax.kernels.philox import element_words, single_words, stream_words
 from driftmax.kernels.race import (
     FAR,
     exact_scores,
-    first_where,
     largest,
     per_draw,
     powers,
@@ -32,6 +31,7 @@ from driftmax.kernels.race import (
     widened,
     winner_of,
 )
+from torch import Tensor
 
 if TYPE_CHECKING:
     from driftmax.kernels.categorical import Batch
@@ -55,38 +55,42 @@ def ordered(values):
 
 @triton.jit
 def source_tile(row, listed, first, count, compact, cut, Q: tl.constexpr):
-    """(logits, token numbers) of the tile at `first` of the list, or of the row itself; -inf below `cut` and behind the end."""
+    """(logits, token numbers) of the tile at `first` of the list or of the row; -inf below `cut` and behind
+    the end.
+    """
     place = tile_index(first, Q)
     inside = place < count
+    index = place
     if compact:
         index = tl.load(listed + place, mask=inside, other=0).to(tl.int64)
-    else:
-        index = place
     values = widened(tl.load(row + index, mask=inside, other=float("-inf")))
     return tl.where(values >= cut, values, float("-inf")), index
 
 
 @triton.jit
 def within(values, index, threshold, last):
-    """Which tokens a kept set (threshold key, last index among its ties) holds; never one of probability zero."""
+    """Which tokens a kept set (threshold key, last index among its ties) holds; never one of probability
+    zero.
+    """
     key = ordered(values)
     return ((key > threshold) | ((key == threshold) & (index <= last))) & (values != float("-inf"))
 
 
 @triton.jit
 def tally(
-    row, listed, count, compact, cut, threshold, last, key, ties_to, top, scale, MASS: tl.constexpr, TIES: tl.constexpr,
-    Q: tl.constexpr,
+    row, listed, count, compact, cut, threshold, last, key, ties_to, top, scale,
+    MASS: tl.constexpr, TIES: tl.constexpr, Q: tl.constexpr,
 ):  # fmt: skip
-    """How many kept tokens, or how much mass exp(y - top), have a key >= `key`; with TIES, == `key` and index <= `ties_to`."""
+    """How many kept tokens, or what mass exp(y - top), have a key >= `key`; TIES: == `key` and index <=
+    `ties_to`.
+    """
     result = tl.zeros((), tl.float64)
     for first in range(0, count, 4 * Q):
         values, index = source_tile(row, listed, first, count, compact, cut, Q)
         own = ordered(values)
+        counted = own >= key
         if TIES:
             counted = (own == key) & (index <= ties_to)
-        else:
-            counted = own >= key
         counted = counted & within(values, index, threshold, last)
         if MASS:
             _, mass = powers(values, top, scale)
@@ -104,20 +108,40 @@ def middle(low, high):
 
 @triton.jit
 def bisect_key(
-    row, listed, count, compact, cut, threshold, last, low, high, target, top, scale, MASS: tl.constexpr, Q: tl.constexpr
+    row,
+    listed,
+    count,
+    compact,
+    cut,
+    threshold,
+    last,
+    low,
+    high,
+    target,
+    top,
+    scale,
+    MASS: tl.constexpr,
+    Q: tl.constexpr,
 ):
     """The largest key in [low, high] whose tally reaches `target`; `low` where none above it does."""
     while low < high:
         key = middle(low, high)
-        reached = tally(row, listed, count, compact, cut, threshold, last, key, 0, top, scale, MASS, False, Q) >= target
+        reached = (
+            tally(row, listed, count, compact, cut, threshold, last, key, 0, top, scale, MASS, False, Q)
+            >= target
+        )
         low = tl.where(reached, key, low)
         high = tl.where(reached, high, key - 1)
     return low
 
 
 @triton.jit
-def last_tie(row, listed, count, compact, cut, threshold, last, key, wanted, vocab, top, scale, Q: tl.constexpr):
-    """The index of the `wanted`-th kept token with this key, in ascending order; FAR where there are no more than that."""
+def last_tie(
+    row, listed, count, compact, cut, threshold, last, key, wanted, vocab, top, scale, Q: tl.constexpr
+):
+    """The index of the `wanted`-th kept token with this key, in ascending order; FAR where there are no
+    more.
+    """
     ties = tally(row, listed, count, compact, cut, threshold, last, key, FAR, top, scale, False, True, Q)
     low = tl.zeros((), tl.int64)
     high = tl.cast(vocab, tl.int64) - 1
@@ -125,7 +149,10 @@ def last_tie(row, listed, count, compact, cut, threshold, last, key, wanted, voc
         while low < high:
             half = (low + high) >> 1
             enough = (
-                tally(row, listed, count, compact, cut, threshold, last, key, half, top, scale, False, True, Q) >= wanted
+                tally(
+                    row, listed, count, compact, cut, threshold, last, key, half, top, scale, False, True, Q
+                )
+                >= wanted
             )
             high = tl.where(enough, half, high)
             low = tl.where(enough, low, half + 1)
@@ -159,21 +186,29 @@ def row_total(sums, plane, blocks, scale, Q: tl.constexpr):
     top = tl.full((), float("-inf"), tl.float64)
     for first in range(0, blocks, 4 * Q):
         index = tile_index(first, Q)
-        top = tl.maximum(top, largest(tl.load(sums + index, mask=index < blocks, other=float("-inf")).to(tl.float64)))
+        top = tl.maximum(
+            top, largest(tl.load(sums + index, mask=index < blocks, other=float("-inf")).to(tl.float64))
+        )
     finite = tl.where(top == float("-inf"), 0.0, top)
     mass = tl.zeros((), tl.float64)
     for first in range(0, blocks, 4 * Q):
         index = tile_index(first, Q)
-        gap = (tl.load(sums + index, mask=index < blocks, other=float("-inf")).to(tl.float64) - finite) / scale
-        mass += total(tl.load(sums + plane + index, mask=index < blocks, other=0.0).to(tl.float64) * tl.exp(gap))
+        gap = (
+            tl.load(sums + index, mask=index < blocks, other=float("-inf")).to(tl.float64) - finite
+        ) / scale
+        mass += total(
+            tl.load(sums + plane + index, mask=index < blocks, other=0.0).to(tl.float64) * tl.exp(gap)
+        )
     return top, mass
 
 
 @triton.jit
 def find_kept(row, listed, vocab, k, p, m, top, scale, mass, LIST: tl.constexpr, Q: tl.constexpr):
-    """(threshold, last, cut, count, compact) of a row: its kept set, and the list or row that holds all of it.
+    """(threshold, last, cut, count, compact) of a row: its kept set, and the list or row that holds all of
+    it.
 
-    `k` is the number of top-k (0: off), `p` of top-p (>= 1: off), `m` of min-p. `mass` is the row's, relative to `top`.
+    `k` is the number of top-k (0: off), `p` of top-p (>= 1: off), `m` of min-p. `mass` is the row's,
+    relative to `top`.
     """
     # Widen the window under the maximum until it holds every token that top-k or top-p can keep.
     width = tl.full((), 8.0, tl.float64)
@@ -198,17 +233,27 @@ def find_kept(row, listed, vocab, k, p, m, top, scale, mass, LIST: tl.constexpr,
     lowest = threshold
     if k > 0:
         wanted = tl.minimum(k, count).to(tl.float64)
-        found = bisect_key(row, listed, size, compact, cut, lowest, last, lowest, highest, wanted, top, scale, False, Q)
-        above = tally(row, listed, size, compact, cut, lowest, last, found + 1, 0, top, scale, False, False, Q)
-        last = last_tie(row, listed, size, compact, cut, lowest, last, found, wanted - above, vocab, top, scale, Q)
+        found = bisect_key(
+            row, listed, size, compact, cut, lowest, last, lowest, highest, wanted, top, scale, False, Q
+        )
+        above = tally(
+            row, listed, size, compact, cut, lowest, last, found + 1, 0, top, scale, False, False, Q
+        )
+        last = last_tie(
+            row, listed, size, compact, cut, lowest, last, found, wanted - above, vocab, top, scale, Q
+        )
         threshold = found
-        mass = tally(row, listed, size, compact, cut, threshold, last, threshold, 0, top, scale, True, False, Q)
+        mass = tally(
+            row, listed, size, compact, cut, threshold, last, threshold, 0, top, scale, True, False, Q
+        )
     if p < 1.0:
         target = p * mass
         found = bisect_key(
             row, listed, size, compact, cut, threshold, last, threshold, highest, target, top, scale, True, Q
         )
-        above = tally(row, listed, size, compact, cut, threshold, last, found + 1, 0, top, scale, True, False, Q)
+        above = tally(
+            row, listed, size, compact, cut, threshold, last, found + 1, 0, top, scale, True, False, Q
+        )
         ties = tally(row, listed, size, compact, cut, threshold, last, found, FAR, top, scale, False, True, Q)
         level = tally(row, listed, size, compact, cut, threshold, last, found, FAR, top, scale, True, True, Q)
         needed = tl.maximum(tl.ceil((target - above) / (level / ties)), 1.0)
@@ -221,10 +266,9 @@ def find_kept(row, listed, vocab, k, p, m, top, scale, mass, LIST: tl.constexpr,
 @triton.jit
 def law_of(draw, greedy, k, ks, p_lo, p_hi, ps, m_lo, m_hi, ms):
     """(top-k, top-p, min-p) of a draw; temperature 0 ignores filters."""
+    most = tl.cast(k, tl.int64)
     if ks is not None:
         most = tl.load(ks + draw)
-    else:
-        most = tl.cast(k, tl.int64)
     most = tl.where(greedy, 0, most)
     p = tl.where(greedy, 1.0, per_draw(draw, p_lo, p_hi, ps))
     m = tl.where(greedy, 0.0, per_draw(draw, m_lo, m_hi, ms))
@@ -232,10 +276,10 @@ def law_of(draw, greedy, k, ks, p_lo, p_hi, ps, m_lo, m_hi, ms):
 
 
 @triton.jit
-def peak_of(top, KIND: tl.constexpr):
+def peak_of(top, kind: tl.constexpr):
     """A row's maximum (float64) in the precision of `widened` logits."""
     peak = top
-    if KIND != tl.float64:
+    if kind != tl.float64:
         peak = top.to(tl.float32)
     return peak
 
@@ -297,7 +341,9 @@ def filtered(
                 kept_mass += total(e).to(tl.float64)
                 moment += total(exponent * e).to(tl.float64) * 0.6931471805599453
                 tops += total((values == peak).to(tl.int32))
-                second = tl.maximum(second, largest(tl.where(values == peak, float("-inf"), values)).to(tl.float64))
+                second = tl.maximum(
+                    second, largest(tl.where(values == peak, float("-inf"), values)).to(tl.float64)
+                )
         if stats is not None:
             second = tl.where(tops > 1, top, second)
             chosen = widened(tl.load(row + token)).to(tl.float64)
@@ -311,9 +357,17 @@ def width() -> int:
 
 
 def filtered_rows(
-    batch: Batch, tokens: Tensor, stats: Tensor | None, streams: Stream, law: tuple[Any, ...], sums: Tensor, status: Tensor
+    batch: Batch,
+    tokens: Tensor,
+    stats: Tensor | None,
+    streams: Stream,
+    law: tuple[Any, ...],
+    sums: Tensor,
+    status: Tensor,
 ) -> None:
-    """Draw from the kept sets of whole rows; `law` is top_k, top_ks, the halves of top_p, top_ps, and so for min_p."""
+    """Draw from the kept sets of whole rows; `law` is top_k, top_ks, the halves of top_p, top_ps, and so
+    for min_p.
+    """
     listed = batch.new(batch.draws, LIST, dtype=torch.int32)
     shape = (*batch.where, triton.cdiv(batch.vocab, BLOCK), batch.draws)
     arguments = (*shape, *streams, *batch.heat, *law, sums, listed, tokens, stats, status)

@@ -1,4 +1,5 @@
-"""`gumbel_topk`: exact scores of every kept token, the k largest by bisection of their bit patterns, then their ranks.
+"""`gumbel_topk`: exact scores of every kept token, the k largest by bisection of their bit patterns, then
+their ranks.
 
 Scores are float64 and stored, some rows at a time; nothing is sorted: a rank is a count over the k chosen.
 """
@@ -11,8 +12,6 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
 from driftmax.errors import status_word
 from driftmax.kernels.categorical import FLOATS, Batch, summed
 from driftmax.kernels.filters import (
@@ -39,6 +38,7 @@ from driftmax.kernels.race import (
     status_of,
     tile_index,
 )
+from torch import Tensor
 
 TOKEN = tl.constexpr(18)
 _SCORES = 1 << 25  # scores stored at a time: 256 MB
@@ -66,14 +66,18 @@ def kept_sets(
     tl.store(kept + draws + draw, last)
 
 
-@triton.jit(do_not_specialize=["seed_lo", "seed_hi", "seeds_stride", "step", "t_lo", "t_hi", "n1", "each", "begin"])
+@triton.jit(
+    do_not_specialize=["seed_lo", "seed_hi", "seeds_stride", "step", "t_lo", "t_hi", "n1", "each", "begin"]
+)
 def perturbed(
     logits, n1, s0, s1, vocab, blocks, draws, begin, each,
     seed_lo, seed_hi, seeds, seeds_stride, rows, positions, step, steps,
     t_lo, t_hi, temperatures, m_lo, m_hi, ms, sums, kept, scores, status,
     Q: tl.constexpr,
 ):  # fmt: skip
-    """Scores y + G of draw `begin` + program, -inf where a token is not kept. `kept` is None without filters."""
+    """Scores y + G of draw `begin` + program, -inf where a token is not kept. `kept` is None without
+    filters.
+    """
     local = tl.program_id(0).to(tl.int64)
     draw = begin + local
     part = tl.program_id(1)
@@ -102,13 +106,19 @@ def perturbed(
         hi = element_words(first // 4, Q, TOKEN, 0, k0, k1, position, number, row_id)
         lo = element_words(first // 4, Q, TOKEN, 1, k0, k1, position, number, row_id)
         score = exact_scores(values, scale, greedy, hi, lo)
-        tl.store(scores + local * vocab + index, tl.where(score == score, score, float("-inf")), mask=index < vocab)
+        tl.store(
+            scores + local * vocab + index, tl.where(score == score, score, float("-inf")), mask=index < vocab
+        )
     report(status, draw, worst)
 
 
 @triton.jit(do_not_specialize=["begin", "k"])
-def select(scores, vocab, k, begin, listed, found, places, counts, status, LIST: tl.constexpr, Q: tl.constexpr):
-    """The k largest scores of a row (fewer where fewer are finite), in ascending order of token: `found` and `places`."""
+def select(
+    scores, vocab, k, begin, listed, found, places, counts, status, LIST: tl.constexpr, Q: tl.constexpr
+):
+    """The k largest scores of a row (fewer where fewer are finite), in ascending order of token: `found`
+    and `places`.
+    """
     local = tl.program_id(0).to(tl.int64)
     row = scores + local * vocab
     top = tl.full((), float("-inf"), tl.float64)
@@ -137,7 +147,9 @@ def select(scores, vocab, k, begin, listed, found, places, counts, status, LIST:
 
 @triton.jit(do_not_specialize=["begin", "k"])
 def rank(found, places, counts, k, begin, tokens, scores, MINE: tl.constexpr, OTHERS: tl.constexpr):
-    """Put `MINE` of a row's chosen tokens where their rank among all of them says; token 0 where there are too few."""
+    """Put `MINE` of a row's chosen tokens where their rank among all of them says; token 0 where there are
+    too few.
+    """
     local = tl.program_id(0).to(tl.int64)
     count = tl.load(counts + local)
     mine = tl.program_id(1).to(tl.int64) * MINE + tl.arange(0, MINE)
@@ -186,7 +198,9 @@ def gumbel_topk(
     shape = (*batch.where, blocks, batch.draws)
     sums = kept = None
     floor = (*halves(min_p), min_ps)
-    if not (top_ks is None and top_ps is None and min_ps is None and top_k == 0 and top_p == 1.0 and min_p == 0.0):
+    if not (
+        top_ks is None and top_ps is None and min_ps is None and top_k == 0 and top_p == 1.0 and min_p == 0.0
+    ):
         sums = summed(batch)
         kept = batch.new(2, batch.draws, dtype=torch.int64)
         listed = batch.new(batch.draws, LIST, dtype=torch.int32)

@@ -1,6 +1,8 @@
-"""What the launchers share: scalars and streams in the form the kernels take, the launch itself, and its recording.
+"""What the launchers share: scalars and streams in the form the kernels take, the launch itself, and its
+recording.
 
-The ahead-of-time compiler asks the launchers themselves what they launch (`recording`), so that its list cannot go stale.
+The ahead-of-time compiler asks the launchers themselves what they launch (`recording`), so that its list
+cannot go stale.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from torch import Tensor
 
 BLOCK = 1024  # tokens per block of the block race
 
-#: Launch options of every kernel. A fused multiply-add that the source does not ask for would change the noise.
+#: Options of every launch. A fused multiply-add that the source does not ask for would change the noise.
 OPTIONS: dict[str, Any] = {"enable_fp_fusion": False}
 
 
@@ -53,7 +55,9 @@ def recording() -> Iterator[list[Launch]]:
 
 
 def interpreted() -> bool:
-    """Whether Triton's interpreter runs the kernels: a program costs milliseconds, so make few and wide ones."""
+    """Whether Triton's interpreter runs the kernels: a program costs milliseconds, so make few and wide
+    ones.
+    """
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
@@ -71,7 +75,9 @@ class Stream(NamedTuple):
 
 
 def signed(word: int) -> int:
-    """A 32-bit word as the int32 of the same bits, so that a scalar's value never changes a kernel's signature."""
+    """A 32-bit word as the int32 of the same bits, so that a scalar's value never changes a kernel's
+    signature.
+    """
     word &= 0xFFFFFFFF
     return word - (1 << 32) if word >= 1 << 31 else word
 

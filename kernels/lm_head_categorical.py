@@ -1,8 +1,9 @@
-"""`lm_head_categorical`: vocabulary tiles of the product go through a dot and straight into block sums and a race.
+"""`lm_head_categorical`: vocabulary tiles of the product go through a dot and straight into block sums and
+a race.
 
-Logits never reach memory. A tile of 128 tokens leaves, per row, its sums and the two tokens that lead its race in float32;
-``head_finish`` races the blocks of 1024 and then the winner's candidates, exactly. Tile shapes and the order of
-the sums over D are fixed, so a draw does not depend on the batch it is in.
+Logits never reach memory. A tile of 128 tokens leaves, per row, its sums and the two tokens that lead its
+race in float32; ``head_finish`` races the blocks of 1024 and then the winner's candidates, exactly. Tile
+shapes and the order of the sums over D are fixed, so a draw does not depend on the batch it is in.
 """
 
 from __future__ import annotations
@@ -13,8 +14,6 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
 from driftmax.errors import status_word
 from driftmax.kernels import noise
 from driftmax.kernels.categorical import BLOCK_NOISE, TOKEN, Batch, draw_rows
@@ -35,6 +34,7 @@ from driftmax.kernels.race import (
     total,
     winner_of,
 )
+from torch import Tensor
 
 TILE_M, TILE_N = 64, 128
 SUBS = tl.constexpr(8)  # tiles of a block of the block race
@@ -79,7 +79,9 @@ def at_column(values, columns, at):
 
 
 @triton.jit
-def near_gumbels(first, k0, k1, position, step, row_id, purpose: tl.constexpr, M: tl.constexpr, N: tl.constexpr):
+def near_gumbels(
+    first, k0, k1, position, step, row_id, purpose: tl.constexpr, M: tl.constexpr, N: tl.constexpr
+):
     """Float32 Gumbels [M, N] of the tokens from `first` on, within 2**-11 of the exact ones.
 
     High words are enough where they are not small; the low ones are made if any is.
@@ -94,16 +96,20 @@ def near_gumbels(first, k0, k1, position, step, row_id, purpose: tl.constexpr, M
     return noise.gumbel(hi, lo, False)
 
 
-@triton.jit(do_not_specialize=["seed_lo", "seed_hi", "seeds_stride", "step", "t_lo", "t_hi", "n1", "begin", "count"])
+@triton.jit(
+    do_not_specialize=["seed_lo", "seed_hi", "seeds_stride", "step", "t_lo", "t_hi", "n1", "begin", "count"]
+)
 def head_tiles(
     hidden, weight, bias, draws, vocab, depth, h0, h1, w0, w1, begin, count, tiles, n1,
     seed_lo, seed_hi, seeds, seeds_stride, rows, positions, step, steps,
     t_lo, t_hi, temperatures, numbers, leaders,
     M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
-    """One tile of the product; `numbers` [6, count, tiles] and `leaders` [2, count, tiles] for `head_finish`.
+    """One tile of the product; `numbers` [6, count, tiles] and `leaders` [2, count, tiles] for
+    `head_finish`.
 
-    numbers: maximum, sum of e = exp(y - y_max), sum of log2(e) e, runner-up, and the logits of the two leaders.
+    numbers: maximum, sum of e = exp(y - y_max), sum of log2(e) e, runner-up, and the logits of the two
+    leaders.
     """
     program = tl.program_id(0)
     bands = tl.cdiv(count, M)  # neighbours share the tile of the weight
@@ -119,8 +125,8 @@ def head_tiles(
     scale, greedy = scale_of(per_draw(draw, t_lo, t_hi, temperatures) + draw.to(tl.float64) * 0.0)
     none = (draw * 0).to(tl.uint32)
     gumbels = near_gumbels(
-        first, (none + k0)[:, None], (none + k1)[:, None], (none + position)[:, None], (none + number)[:, None],
-        (none + row_id)[:, None], TOKEN, M, N,
+        first, (none + k0)[:, None], (none + k1)[:, None], (none + position)[:, None],
+        (none + number)[:, None], (none + row_id)[:, None], TOKEN, M, N,
     )  # fmt: skip
     top, at = row_best(logits, columns)
     second = tl.max(tl.where(columns[None, :] == at[:, None], float("-inf"), logits), axis=1)
@@ -167,13 +173,17 @@ def head_maximum(own, plane, tiles, Q: tl.constexpr):
     other = tl.load(own + 3 * plane + at).to(tl.float64)
     for first in range(0, tiles, 4 * Q):
         index = tile_index(first, Q)
-        maxima = tl.load(own + index, mask=(index < tiles) & (index != at), other=float("-inf")).to(tl.float64)
+        maxima = tl.load(own + index, mask=(index < tiles) & (index != at), other=float("-inf")).to(
+            tl.float64
+        )
         other = tl.maximum(other, largest(maxima))
     return top, at, other
 
 
 @triton.jit
-def head_sums(own, plane, tiles, top, scale, k0, k1, position, step, row_id, purpose: tl.constexpr, Q: tl.constexpr):
+def head_sums(
+    own, plane, tiles, top, scale, k0, k1, position, step, row_id, purpose: tl.constexpr, Q: tl.constexpr
+):
     """(sum of exp(y - top), of (y - top) exp(y - top), winner of the block race) of a row."""
     mass = tl.zeros((), tl.float64)
     moment = tl.zeros((), tl.float64)
@@ -200,14 +210,16 @@ def head_sums(own, plane, tiles, top, scale, k0, k1, position, step, row_id, pur
     return mass, moment, winner
 
 
-@triton.jit(do_not_specialize=["seed_lo", "seed_hi", "seeds_stride", "step", "t_lo", "t_hi", "n1", "begin", "count"])
+@triton.jit(
+    do_not_specialize=["seed_lo", "seed_hi", "seeds_stride", "step", "t_lo", "t_hi", "n1", "begin", "count"]
+)
 def head_finish(
     draws, begin, count, tiles, n1,
     seed_lo, seed_hi, seeds, seeds_stride, rows, positions, step, steps,
     t_lo, t_hi, temperatures, numbers, leaders, tokens, stats, status,
     RACE: tl.constexpr, Q: tl.constexpr,
 ):  # fmt: skip
-    """One program per draw: block race (or none: every tile's leaders), then the exact race of the leaders."""
+    """One program per draw: block race (or every tile's leaders), then the exact race of the leaders."""
     local = tl.program_id(0).to(tl.int64)
     draw = begin + local
     scale, greedy = scale_of(per_draw(draw, t_lo, t_hi, temperatures))
@@ -218,7 +230,9 @@ def head_finish(
     own = numbers + local * tiles
     top, at, second = head_maximum(own, plane, tiles, Q)
     finite = tl.where(top == float("-inf"), 0.0, top)
-    mass, moment, winner = head_sums(own, plane, tiles, finite, scale, k0, k1, position, number, row_id, BLOCK_NOISE, Q)
+    mass, moment, winner = head_sums(
+        own, plane, tiles, finite, scale, k0, k1, position, number, row_id, BLOCK_NOISE, Q
+    )
     start = tl.zeros((), tl.int64)
     stop = tl.cast(tiles, tl.int64)
     if RACE:
@@ -237,7 +251,9 @@ def head_finish(
             tl.load(own + 5 * plane + tile, mask=inside, other=float("-inf")),
         )
         mine = leaders + local * tiles + tile
-        index = tl.join(tl.load(mine, mask=inside, other=0), tl.load(mine + plane, mask=inside, other=0)).to(tl.int64)
+        index = tl.join(tl.load(mine, mask=inside, other=0), tl.load(mine + plane, mask=inside, other=0)).to(
+            tl.int64
+        )
         hi = single_words(index, TOKEN, 0, k0, k1, position, number, row_id)
         lo = single_words(index, TOKEN, 1, k0, k1, position, number, row_id)
         before = best
@@ -275,12 +291,20 @@ def _shape(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Any, ..
 
 
 def _tile(hidden: Tensor) -> dict[str, Any]:
-    """Sizes of a tile: they depend on the dtype alone, and fit the 64 KB of shared memory of the smallest target."""
+    """Sizes of a tile: they depend on the dtype alone, and fit the 64 KB of shared memory of the smallest
+    target.
+    """
     return {"M": TILE_M, "N": TILE_N, "K": 256 // hidden.element_size() // 2, "WIDEN": interpreted()}
 
 
 def _fused(
-    shape: tuple[Any, ...], n1: int, tokens: Tensor, stats: Tensor | None, streams: Stream, heat: Any, method: int
+    shape: tuple[Any, ...],
+    n1: int,
+    tokens: Tensor,
+    stats: Tensor | None,
+    streams: Stream,
+    heat: Any,
+    method: int,
 ) -> None:
     """The unfiltered law, no logits stored."""
     hidden, draws, vocab = shape[0], shape[3], shape[4]
@@ -291,9 +315,23 @@ def _fused(
         count = min(most, draws - begin)
         common = (n1, *streams, *heat, numbers, leaders)
         grid = (tiles * triton.cdiv(count, TILE_M),)
-        launch(head_tiles, grid, *shape, begin, count, tiles, *common, **_tile(hidden), num_warps=8, num_stages=3)
+        launch(
+            head_tiles, grid, *shape, begin, count, tiles, *common, **_tile(hidden), num_warps=8, num_stages=3
+        )
         ends = (tokens, stats, status_word(hidden.device))
-        launch(head_finish, (count,), draws, begin, count, tiles, *common, *ends, RACE=method == 0, Q=16, num_warps=4)
+        launch(
+            head_finish,
+            (count,),
+            draws,
+            begin,
+            count,
+            tiles,
+            *common,
+            *ends,
+            RACE=method == 0,
+            Q=16,
+            num_warps=4,
+        )
 
 
 def _stored(
@@ -324,19 +362,20 @@ def _stored(
         else:
             logits = torch.empty(count, vocab, dtype=torch.float32, device=hidden.device)
             grid = (triton.cdiv(vocab, TILE_N) * triton.cdiv(count, TILE_M),)
-            launch(head_logits, grid, *shape, begin, count, logits, **_tile(hidden), num_warps=8, num_stages=3)
-        some = tuple(v.reshape(-1)[part] if isinstance(v, Tensor) else v for v in (*heat, *law))
+            launch(
+                head_logits, grid, *shape, begin, count, logits, **_tile(hidden), num_warps=8, num_stages=3
+            )
+        some: tuple[Any, ...] = tuple(v.reshape(-1)[part] if isinstance(v, Tensor) else v for v in (*heat, *law))
         own_seeds = seeds if seeds is None or seeds.numel() == 1 else seeds[row[part]]
         own = stream(seed, own_seeds, row_ids[part], places[part], step, steps)
-        drawn, kept = torch.empty_like(draw[part]), None
-        if stats is not None:
-            kept = torch.empty(4, count, dtype=stats.dtype, device=stats.device)
+        drawn = torch.empty_like(draw[part])
+        kept = None if stats is None else torch.empty(4, count, dtype=stats.dtype, device=stats.device)
         word = torch.zeros_like(status)
         draw_rows(Batch(logits, *some[:2]), drawn, kept, own, some[2:], method, word)
         # The chunk's own draw numbers become the batch's, still without a look at them on the host.
         status.copy_(torch.where((status == 0) & (word != 0), word + (begin << 8), status))
         tokens.view(-1)[part] = drawn
-        if stats is not None:
+        if stats is not None and kept is not None:
             stats.view(4, -1)[:, part] = kept
 
 
@@ -363,7 +402,9 @@ def lm_head_categorical(
     min_ps: Tensor | None,
     method: int,
 ) -> None:
-    """Write one token per row of `hidden`. See ``driftmax.lm_head_categorical``; arguments as in its op's schema."""
+    """Write one token per row of `hidden`. See ``driftmax.lm_head_categorical``; arguments as in its op's
+    schema.
+    """
     n1 = hidden.shape[1] if hidden.dim() == 3 else 1
     shape = _shape(hidden.reshape(-1, hidden.shape[-1]), weight, bias)
     law = (top_k, top_ks, top_p, top_ps, min_p, min_ps)
@@ -376,7 +417,9 @@ def lm_head_categorical(
 
 
 def specialisations() -> Iterator[tuple[Any, ...]]:
-    """Arguments of `lm_head_categorical` that between them launch every variant worth compiling ahead of time."""
+    """Arguments of `lm_head_categorical` that between them launch every variant worth compiling ahead of
+    time.
+    """
     one, off = (5, None, None, None, 0, None), (1.0, None, 0, None, 1.0, None, 0.0, None)
     tokens = torch.empty(2, dtype=torch.int64)
     for dtype in (torch.float32, torch.float16, torch.bfloat16):

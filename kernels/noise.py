@@ -1,4 +1,6 @@
-"""Words to noise, operation for operation as docs/numerics.md section 2 writes it. `F64` picks the precision."""
+"""Words to noise, operation for operation as docs/numerics.md section 2 writes it. `F64` picks the
+precision.
+"""
 
 from __future__ import annotations
 
@@ -153,7 +155,9 @@ def gumbel(hi, lo, F64: tl.constexpr):
 
 @triton.jit
 def normal_pair(hi, lo, angle, fine, F64: tl.constexpr):
-    """Box–Muller: elements 2j and 2j + 1 from the draws (hi, lo) of the first and (angle, fine) of the second."""
+    """Box–Muller: elements 2j and 2j + 1 from the draws (hi, lo) of the first and (angle, fine) of the
+    second.
+    """
     quadrant = tl.add(angle, 0x20000000, sanitize_overflow=False) >> 30
     d = tl.sub(angle, quadrant << 30, sanitize_overflow=False).to(tl.int32, bitcast=True)
     if F64:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+
 @triton.jit
 def philox4x32(c0, c1, c2, c3, k0, k1):
     """Ten rounds on four counter words under two key words, all uint32, broadcast; four uint32 tensors."""
@@ -26,7 +27,8 @@ def philox4x32(c0, c1, c2, c3, k0, k1):
 def stream_words(draw, n1, seed_lo, seed_hi, seeds, seeds_stride, rows, positions, step, steps):
     """Key and counter words (k0, k1, position, step, row) of draw number `draw` (int64 scalar), all uint32.
 
-    Absent tensors are None. The seed comes in two halves so that its size does not choose the kernel's signature.
+    Absent tensors are None. The seed comes in two halves so that its size does not choose the kernel's
+    signature.
     """
     leading = draw // n1
     if seeds is not None:
@@ -36,24 +38,24 @@ def stream_words(draw, n1, seed_lo, seed_hi, seeds, seeds_stride, rows, position
     else:
         k0 = seed_lo.to(tl.uint32)
         k1 = seed_hi.to(tl.uint32)
+    row = leading.to(tl.uint32)
     if rows is not None:
         row = tl.load(rows + leading).to(tl.uint32)
-    else:
-        row = leading.to(tl.uint32)
     if positions is not None:
         position = tl.load(positions + draw).to(tl.uint32)
     else:
         position = (draw - leading * n1).to(tl.uint32)
+    number = step.to(tl.uint32)
     if steps is not None:
         number = tl.load(steps).to(tl.uint32)
-    else:
-        number = step.to(tl.uint32)
     return k0, k1, position, number, row
 
 
 @triton.jit
 def block_words(block, purpose: tl.constexpr, plane: tl.constexpr, k0, k1, position, step, row):
-    """The four words of each Philox block (int64 tensor of block numbers); plane 1 makes the low words of 64."""
+    """The four words of each Philox block (int64 tensor of block numbers); plane 1 makes the low words of
+    64.
+    """
     c0 = block.to(tl.uint32)
     c1 = tl.add(position, (block >> 32).to(tl.uint32), sanitize_overflow=False)
     c2 = step | ((purpose + plane * 0x80) << 24)
@@ -70,7 +72,9 @@ def interleave(w0, w1, w2, w3, BLOCKS: tl.constexpr):
 def element_words(
     first, BLOCKS: tl.constexpr, purpose: tl.constexpr, plane: tl.constexpr, k0, k1, position, step, row
 ):
-    """Words of elements 4 * first .. 4 * (first + BLOCKS), uint32 [BLOCKS, 4]: one Philox call for each four."""
+    """Words of elements 4 * first .. 4 * (first + BLOCKS), uint32 [BLOCKS, 4]: one Philox call for each
+    four.
+    """
     block = first + tl.arange(0, BLOCKS).to(tl.int64)
     w0, w1, w2, w3 = block_words(block, purpose, plane, k0, k1, position, step, row)
     return interleave(w0, w1, w2, w3, BLOCKS)

@@ -1,10 +1,11 @@
-"""The token race of docs/numerics.md section 3 on a tile, and what every kernel does with one draw's scalars and logits."""
+"""The token race of docs/numerics.md section 3 on a tile, and what kernels do with one draw's scalars and
+logits.
+"""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
-
 from driftmax.kernels import noise
 from driftmax.kernels.philox import element_words
 
@@ -23,11 +24,10 @@ def float64_of(lo, hi):
 
 @triton.jit
 def per_draw(draw, lo, hi, values):
-    """A float64 parameter of one draw: from the tensor where there is one, else the scalar given in halves."""
+    """A float64 parameter of one draw: from the tensor if there is one, else the scalar given in halves."""
+    value = float64_of(lo, hi)
     if values is not None:
         value = tl.load(values + draw)
-    else:
-        value = float64_of(lo, hi)
     return value
 
 
@@ -48,9 +48,8 @@ def row_of(logits, draw, n1, s0, s1):
 @triton.jit
 def widened(values):
     """Logits in the precision that holds them all: float64 for float64, else float32."""
-    if values.dtype == tl.float64:
-        wide = values
-    else:
+    wide = values
+    if values.dtype != tl.float64:
         wide = values.to(tl.float32)
     return wide
 
@@ -70,15 +69,18 @@ def load_tile(row, first, vocab, Q: tl.constexpr):
 
 @triton.jit
 def reaches(values, best, scale, greedy, hi):
-    """Which tokens of a tile may beat `best` (float64), judged by the high word alone, in float32, erring towards yes.
+    """Which tokens of a tile may beat `best` (float64), judged by the high word alone, in float32, erring
+    towards yes.
 
-    A token wins only if its exponential E is below exp(y - best), and E >= U >= hi * 2**-32. What cannot be judged in
-    float32 (NaN, overflow, extreme temperatures) is not rejected. A greedy row has no noise: only larger logits pass.
+    A token wins only if its exponential E is below exp(y - best), and E >= U >= hi * 2**-32. What cannot be
+    judged in float32 (NaN, overflow, extreme temperatures) is not rejected. A greedy row has no noise: only
+    larger logits pass.
     """
     ordinary = (scale > 1e-30) & (scale < 1e30)
     y = values.to(tl.float32) * tl.where(ordinary, 1.0 / scale, float("nan")).to(tl.float32)
     top = best.to(tl.float32)
-    slack = (tl.abs(y) + tl.abs(top)) * 9.5367431640625e-07 + 9.5367431640625e-07  # 2**-20: several float32 roundings
+    # 2**-20 covers several float32 roundings
+    slack = (tl.abs(y) + tl.abs(top)) * 9.5367431640625e-07 + 9.5367431640625e-07
     limit = tl.exp2(((y - top) + slack) * 1.442695) * 1.001
     loses = hi.to(tl.float32) * 2.3283064365386963e-10 > limit
     below = values.to(tl.float64) <= best * scale
@@ -122,11 +124,25 @@ def winner_of(scores, index, best, best_index):
 
 @triton.jit
 def race_tile(
-    values, first, best, best_index, scale, greedy, purpose: tl.constexpr, Q: tl.constexpr, k0, k1, position, step, row_id
+    values,
+    first,
+    best,
+    best_index,
+    scale,
+    greedy,
+    purpose: tl.constexpr,
+    Q: tl.constexpr,
+    k0,
+    k1,
+    position,
+    step,
+    row_id,
 ):
-    """Token race on one tile against the best so far. Returns the new best and a status code, 0, 1 (NaN) or 2 (+inf).
+    """Token race on one tile against the best so far. Returns the new best and a status code, 0, 1 (NaN) or
+    2 (+inf).
 
-    Tiles come in ascending order, so that a tie stays with the lower index. Almost no tile needs more than high words.
+    Tiles come in ascending order, so that a tie stays with the lower index. Almost no tile needs more than
+    high words.
     """
     hi = element_words(first // 4, Q, purpose, 0, k0, k1, position, step, row_id)
     possible = reaches(values, best, scale, greedy, hi)
@@ -157,10 +173,11 @@ def report(status, draw, code):
 
 @triton.jit
 def powers(values, top, scale):
-    """(log2 of exp(y - y_top), its power of two) of logits `values` under their maximum `top`, in `values`' precision.
+    """(log2 of exp(y - y_top), its power of two) of logits `values` under their maximum `top`, in `values`'
+    precision.
 
-    float32: the quotient log2(e)/T has two parts, so that the argument's error is that of two roundings. The clamps keep
-    -inf and overflow out of inf - inf, and let NaN through.
+    float32: the quotient log2(e)/T has two parts, so that the argument's error is that of two roundings.
+    The clamps keep -inf and overflow out of inf - inf, and let NaN through.
     """
     if values.dtype == tl.float64:
         exponent = (values - top) / scale * LOG2E
@@ -180,7 +197,8 @@ def powers(values, top, scale):
 
 @triton.jit
 def store_stats(stats, draws, draw, chosen, top, second, scale, mass, moment):
-    """log_prob, log_z, entropy, margin from the row's maximum, runner-up, sum of e**(y - y_top) and of (y - y_top) e**...
+    """log_prob, log_z, entropy, margin from the row's maximum, runner-up, sum of e**(y - y_top) and of (y -
+    y_top) e**...
 
     All float64 scalars; `chosen` is the drawn token's logit.
     """

@@ -1,7 +1,8 @@
-"""Ahead-of-time compilation of every Triton kernel, for any target, on a machine without a GPU (`driftmax compile`).
+"""Ahead-of-time compilation of every Triton kernel for any target, without a GPU (`driftmax compile`).
 
-The launchers are asked what they would launch (``driftmax.kernels.launch.recording``); each distinct launch is compiled with
-Triton's own compiler for each target, down to machine code (cubin by the bundled ptxas, hsaco by LLVM).
+The launchers are asked what they would launch (``driftmax.kernels.launch.recording``); each distinct launch
+is compiled with Triton's own compiler for each target, down to machine code (cubin by the bundled ptxas,
+hsaco by LLVM).
 """
 
 from __future__ import annotations
@@ -142,7 +143,7 @@ def _target(name: str) -> Any:
 
     if name.startswith("sm_") and name[3:].isdigit():
         return GPUTarget("cuda", int(name[3:]), 32)
-    if name.startswith("gfx"):
+    if re.fullmatch(r"gfx[0-9a-f]{3,4}", name):
         return GPUTarget("hip", name, 32 if name.startswith(("gfx10", "gfx11", "gfx12")) else 64)
     raise ValueError(f"target must look like sm_90 or gfx942, not {name!r}")
 
@@ -175,7 +176,9 @@ def _resources(compiled: Any) -> tuple[int | None, int | None]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-        told = subprocess.run([tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=False)
+        told = subprocess.run(
+            [tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=False
+        )
     numbers = dict(re.findall(r"\b(REG|STACK):(\d+)", told.stdout))
     return _number(numbers.get("REG")), _number(numbers.get("STACK"))
 

@@ -1,0 +1,287 @@
+"""Triton against the reference. Run by test_kernels.py in a process of its own: whether kernels are
+interpreted is settled when they are imported. By hand: ``TRITON_INTERPRET=1 python -m pytest
+tests/kernels/suite.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from driftmax import (
+    InvalidDistribution,
+    RowStreams,
+    categorical,
+    check_status,
+    gumbel_topk,
+    lm_head_categorical,
+    random,
+)
+from driftmax.reference import categorical as oracle
+from driftmax.reference import fill as reference_noise
+from driftmax.reference.philox import streams, words64
+
+# The screens and clamps of the kernels make NaN on purpose; numpy, which interprets them, remarks on it.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore:divide by zero encountered:RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning"),
+]
+
+FLOATS = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+FILLS = [random.uniform, random.exponential, random.gumbel, random.normal]
+
+
+def streams_of(rows: int, device: torch.device) -> RowStreams:
+    """Streams in which every field matters: seeds and rows over their whole range, a step on the device."""
+    seeds = torch.arange(rows, device=device) * 0x1234567890ABCDE - 5
+    ids = (torch.arange(rows, device=device) * 0x3FFFFFFF + 7) % 2**32
+    return RowStreams(seeds, ids, step=torch.tensor([2**24 - 1], device=device))
+
+
+def logits_of(
+    rows: int, vocab: int, device: torch.device, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
+    """Gaussian logits with ties and impossible tokens."""
+    generator = torch.Generator().manual_seed(vocab)
+    values = torch.randn(rows, vocab, generator=generator, dtype=torch.float64) * 3
+    values[:, 1::7] = values[:, 1::7].round()
+    if vocab > 3:
+        values[:, 2::5] = -torch.inf
+    return values.to(device, dtype)
+
+
+def same(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """Call with both backends; assert equal results bit for bit, and return the Triton one."""
+    found = function(*arguments, **options, backend="triton")
+    wanted = function(*arguments, **options, backend="reference")
+    check_status()
+    for ours, theirs in zip(
+        found if isinstance(found, tuple) else (found,),
+        wanted if isinstance(wanted, tuple) else (wanted,),
+        strict=True,
+    ):
+        if isinstance(ours, tuple):  # stats are within a bound, not bitwise
+            for name, a, b in zip(ours._fields, ours, theirs, strict=True):
+                torch.testing.assert_close(
+                    a, b, rtol=1e-5, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+                )
+        else:
+            assert torch.equal(ours, theirs), f"{(ours != theirs).sum()} of {ours.numel()} differ"
+    return found
+
+
+def near_ties(logits: torch.Tensor, seed: int) -> torch.Tensor:
+    """Draws whose block race is within the 2**-18 that docs/numerics.md leaves to backends."""
+    rows, vocab = logits.shape
+    stream = streams(rows, 1, seed, None, None, None, 0, None, logits.device)
+    padded = torch.nn.functional.pad(logits.double(), (0, -vocab % 1024), value=-torch.inf).view(
+        rows, -1, 1024
+    )
+    mass = (padded - logits.double().amax(1)[:, None, None]).exp().sum(2)
+    clock = reference_noise.exponential(*words64(stream, oracle.BLOCK_NOISE, 0, mass.shape[1])) / mass
+    first, second = clock.sort(1).values[:, :2].unbind(1)
+    return second <= first * (1 + 2.0**-18)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("fill", FILLS, ids=lambda f: f.__name__)
+def test_fills_are_the_references_bits(
+    fill: Callable[..., torch.Tensor], dtype: torch.dtype, device: torch.device
+) -> None:
+    same(fill, 20_001, rng=-3, dtype=dtype, device=device)
+    same(fill, (3, 1001), rng=streams_of(3, device), dtype=dtype, device=device)
+
+
+def test_bits_and_a_different_seed(device: torch.device) -> None:
+    words = same(random.bits, 5003, rng=2**63, device=device)
+    # The comparison sees a wrong key: about 4999 words differ under another seed.
+    assert (words != random.bits(5003, rng=2**63 + 1, device=device, backend="reference")).sum() > 4900
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("method", ["block", "gumbel"])
+def test_rows_of_one_block_are_a_token_race(method: str, dtype: torch.dtype, device: torch.device) -> None:
+    for vocab in (1, 200, 1024):
+        logits = logits_of(3, vocab, device, dtype)
+        temperature = torch.tensor([1.0, 0.0, 0.7], dtype=torch.float64, device=device)
+        same(
+            categorical,
+            logits,
+            temperature=temperature,
+            method=method,
+            rng=streams_of(3, device),
+            return_stats=True,
+        )
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_gumbel_method_is_bitwise_on_long_rows(dtype: torch.dtype, device: torch.device) -> None:
+    logits = logits_of(4, 5001, device, dtype)
+    temperature = torch.tensor([1.0, 0.0, 0.3, 4.0], dtype=torch.float64, device=device)
+    same(
+        categorical,
+        logits,
+        temperature=temperature,
+        method="gumbel",
+        rng=streams_of(4, device),
+        return_stats=True,
+    )
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_block_race_agrees_within_its_bound(dtype: torch.dtype, device: torch.device) -> None:
+    logits = logits_of(8, 5001, device, dtype)
+    found, stats = categorical(logits, rng=11, return_stats=True, backend="triton")
+    wanted, expected = categorical(logits, rng=11, return_stats=True, backend="reference")
+    differ = found != wanted
+    assert not (differ & ~near_ties(logits, 11)).any()
+    torch.testing.assert_close(stats.log_z, expected.log_z, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(stats.entropy, expected.entropy, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(stats.margin, expected.margin, rtol=1e-5, atol=1e-5)
+    greedy = categorical(logits, temperature=0, rng=11, backend="triton")
+    assert torch.equal(greedy, logits.argmax(1))
+
+
+def test_blocks_of_very_different_height(device: torch.device) -> None:
+    logits = logits_of(3, 3100, device)
+    logits[:, :1024] -= 1000
+    logits[0, 2048:] += 3e38  # its distance from the others overflows float32
+    logits[1, :2048] = -torch.inf
+    found = categorical(logits, rng=4, backend="triton")
+    check_status()
+    assert torch.equal(found, categorical(logits, rng=4, backend="reference"))
+
+
+def test_strides_and_positions(device: torch.device) -> None:
+    logits = logits_of(4, 2500, device).view(2, 2, 2500)[:, :, :2100]
+    rng = streams_of(2, device).at(positions=torch.tensor([[0, 2**32 - 1], [5, 6]], device=device))
+    same(categorical, logits, method="gumbel", rng=rng)
+
+
+def test_a_draw_does_not_depend_on_its_batch(device: torch.device) -> None:
+    logits = logits_of(5, 3000, device)
+    rng = streams_of(5, device)
+    whole = categorical(logits, rng=rng, backend="triton")
+    some = torch.tensor([3, 0], device=device)
+    assert torch.equal(whole[some], categorical(logits[some], rng=rng[some], backend="triton"))
+
+
+FILTERS: list[dict[str, Any]] = [
+    {"top_k": 50},
+    {"top_p": 0.9},
+    {"min_p": 0.05},
+    {"top_k": [1, 40, 3000, 7], "top_p": [0.5, 0.9, 0.999, 1.0], "min_p": [0.0, 0.0, 0.1, 0.3]},
+]
+
+
+@pytest.mark.parametrize("law", FILTERS, ids=str)
+def test_filters_keep_the_references_set(law: dict[str, Any], device: torch.device) -> None:
+    logits = logits_of(4, 3001, device)
+    same(categorical, logits, rng=streams_of(4, device), return_stats=True, **law)
+
+
+@pytest.mark.parametrize("dtype", FLOATS[1:], ids=str)
+def test_filters_cut_ties_by_index(dtype: torch.dtype, device: torch.device) -> None:
+    logits = logits_of(3, 1500, device, dtype).round()
+    same(categorical, logits, top_k=[100, 3, 400], top_p=[1.0, 0.9, 0.7], rng=3, return_stats=True)
+
+
+def test_filter_wider_than_the_list(device: torch.device) -> None:
+    logits = torch.zeros(1, 20_000, device=device)
+    same(categorical, logits, top_k=18_000, rng=3, return_stats=True)
+
+
+@pytest.mark.parametrize("k", [1, 40, 300])
+def test_gumbel_topk_is_bitwise(k: int, device: torch.device) -> None:
+    temperature = torch.tensor([0.0, 0.7], dtype=torch.float64, device=device)
+    same(gumbel_topk, logits_of(2, 400, device), k, temperature=temperature, rng=9, return_scores=True)
+    same(
+        gumbel_topk,
+        logits_of(2, 2500, device, torch.bfloat16),
+        k,
+        rng=streams_of(2, device),
+        return_scores=True,
+    )
+
+
+def test_gumbel_topk_with_filters(device: torch.device) -> None:
+    same(
+        gumbel_topk,
+        logits_of(2, 2500, device),
+        10,
+        top_k=[100, 40],
+        top_p=[0.95, 1.0],
+        rng=9,
+        return_scores=True,
+    )
+
+
+HEADS: list[dict[str, Any]] = [
+    {},
+    {"method": "gumbel"},
+    {"temperature": [0.0, 0.5, 1.0, 2.0, 0.0]},
+    {"top_k": 50},
+]
+
+
+@pytest.mark.parametrize(
+    ("law", "dtype"),
+    [*((law, torch.bfloat16) for law in HEADS), *(({}, dtype) for dtype in FLOATS[:2])],
+    ids=str,
+)
+def test_fused_head(law: dict[str, Any], dtype: torch.dtype, device: torch.device) -> None:
+    # The product rounds differently, so tokens are equal unless scores tie within it: 5 draws at 1e-5 each.
+    generator = torch.Generator().manual_seed(5)
+    hidden = torch.randn(5, 70, generator=generator).to(device, dtype)
+    weight = (torch.randn(2300, 70, generator=generator) * 0.3).to(device, dtype)
+    bias = torch.randn(2300, generator=generator).to(device, dtype)
+    same(lm_head_categorical, hidden, weight, bias, rng=2, return_stats=True, **law)
+
+
+def test_fused_head_does_not_depend_on_the_batch(device: torch.device) -> None:
+    generator = torch.Generator().manual_seed(6)
+    hidden = torch.randn(67, 40, generator=generator).to(device)
+    weight = torch.randn(1200, 40, generator=generator).to(device)
+    rng = streams_of(67, device)
+    whole, stats = lm_head_categorical(hidden, weight, rng=rng, return_stats=True, backend="triton")
+    part, own = lm_head_categorical(hidden[60:], weight, rng=rng[60:], return_stats=True, backend="triton")
+    assert torch.equal(whole[60:], part)
+    if device.type == "cuda":  # numpy's matrix product, which the interpreter uses, does depend on the shape
+        assert torch.equal(stats.log_z[60:], own.log_z)
+
+
+BAD = [(float("nan"), "NaN"), (float("inf"), r"\+inf")]
+
+
+@pytest.mark.parametrize("vocab", [100, 3000])
+@pytest.mark.parametrize(("value", "reason"), BAD, ids=["nan", "inf"])
+@pytest.mark.parametrize("options", [{}, {"method": "gumbel"}, {"top_k": 5}], ids=str)
+def test_bad_values_are_reported_and_draws_stay_in_range(
+    options: dict[str, Any], value: float, reason: str, vocab: int, device: torch.device
+) -> None:
+    logits = logits_of(2, vocab, device)
+    logits[1, vocab // 2] = value
+    tokens = categorical(logits, rng=1, backend="triton", **options)
+    assert bool(((tokens >= 0) & (tokens < vocab)).all())
+    with pytest.raises(InvalidDistribution, match=f"row 1: .*{reason}"):
+        check_status()
+
+
+@pytest.mark.parametrize("vocab", [100, 3000])
+@pytest.mark.parametrize("options", [{}, {"method": "gumbel"}, {"top_p": 0.5}], ids=str)
+def test_rows_without_a_token_are_reported(options: dict[str, Any], vocab: int, device: torch.device) -> None:
+    logits = torch.full((2, vocab), -torch.inf, device=device)
+    logits[0, 3] = 0
+    assert categorical(logits, rng=1, backend="triton", **options).tolist() == [3, 0]
+    with pytest.raises(InvalidDistribution, match="row 1: no token"):
+        check_status()
+
+
+def test_too_few_tokens_for_topk_are_reported(device: torch.device) -> None:
+    tokens = gumbel_topk(logits_of(1, 100, device), 10, top_k=5, rng=1, backend="triton")
+    assert bool(((tokens >= 0) & (tokens < 100)).all())
+    with pytest.raises(InvalidDistribution, match="fewer than k"):
+        check_status()

@@ -1,0 +1,70 @@
+"""Ahead-of-time compilation: nothing is forgotten, both vendors work, what does not fit is a failure."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from driftmax import aot
+
+
+def jit_functions(folder: Path) -> tuple[set[str], set[str]]:
+    """Names of all @triton.jit functions of the kernels, and of those that another one calls."""
+    defined: set[str] = set()
+    called: set[str] = set()
+    for path in folder.glob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.FunctionDef) and any(
+                "triton.jit" in ast.unparse(d) for d in node.decorator_list
+            ):
+                defined.add(node.name)
+                for call in ast.walk(node):
+                    if isinstance(call, ast.Call):
+                        called.add(ast.unparse(call.func).split(".")[-1])
+    return defined, called
+
+
+def test_every_kernel_is_compiled_ahead_of_time(root: Path) -> None:
+    defined, called = jit_functions(root / "kernels")
+    entries = defined - called
+    assert {"fill_kernel", "finish", "head_tiles"} <= entries  # the reading of the sources works
+    launched = {record.kernel.__name__ for op in aot.OPS for record in aot.launches(op)}
+    assert entries == launched
+
+
+def test_every_op_with_a_launcher_is_listed(root: Path) -> None:
+    launchers = {
+        path.stem for path in (root / "kernels").glob("*.py") if "def specialisations" in path.read_text()
+    }
+    assert launchers == set(aot.OPS)
+
+
+@pytest.mark.parametrize("target", ["sm_9x", "cuda", "gfx", ""])
+def test_unknown_targets_are_refused_before_any_work(target: str) -> None:
+    with pytest.raises(ValueError, match="target must look like"):
+        aot.compile_kernels([target])
+
+
+SCRIPT = """
+from driftmax import aot
+wanted = [s for s in aot._distinct(["categorical"]) if s.kernel.__name__ == "block_sums"][0]
+aot._SHARED["gfx942"] = -1
+for target in ("sm_90", "gfx942"):
+    with aot._fresh_cache():
+        row = aot._compile(target, wanted)
+    print(target, row.ok, row.binary_bytes > 1000, (row.registers or 0) > 8, row.error)
+"""
+
+
+def test_a_kernel_compiles_for_both_vendors_and_must_fit() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, check=True
+    )
+    nvidia, amd = done.stdout.splitlines()
+    assert nvidia.rstrip() == "sm_90 True True True"
+    assert amd == "gfx942 False True True 0 bytes of shared memory, gfx942 has -1"
