@@ -179,9 +179,6 @@ def _over_limit_us(result: Result) -> float:
 
 
 def _headline_rank(result: Result) -> tuple[bool, bool, int]:
+    """The largest categorical workload that has several peers, the first of equals."""
     workload = result.workload
-    return (
-        workload.case == "categorical",
-        workload.dtype == "float32" and bool(result.peers),
-        len(result.peers),
-    )
+    return (workload.case == "categorical", len(result.peers) > 1, workload.n * workload.v)

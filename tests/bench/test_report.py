@@ -80,3 +80,20 @@ def test_the_machine_is_described_without_a_host_name() -> None:
     assert int(columns["cores"]) >= 1
     assert platform.node() not in {str(value) for value in columns.values()}
     assert machine.version_of("no-such-distribution") == "absent"
+
+
+def test_the_summary_leads_with_the_largest_categorical_row() -> None:
+    def result(case: str, n: int, **peers: float) -> Result:
+        workload = Workload(case, "block", "float32", n, 1000, lambda: None, lambda: None)
+        timings = {SUBJECT: 1.0, **peers}
+        return Result(workload, {name: Timing(value, 0.1, 5) for name, value in timings.items()})
+
+    results = [
+        result("categorical", 1, a=9.0, b=9.0, c=9.0),
+        result("categorical", 64, a=7.0, b=8.0),
+        result("categorical", 128, a=5.0),
+        result("fill", 999, a=5.0, b=6.0),
+    ]
+    here = machine.describe(Settings().device)
+    text = report.summary(results, [], here, Settings())
+    assert "N=64 V=1000: 1 ms; its peers take 7x a, 8x b" in text
