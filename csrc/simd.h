@@ -24,8 +24,13 @@
 #include <arm_neon.h>
 #endif
 
-// Inlining is not left to the compiler: an f32x16 that goes through memory costs more than the arithmetic.
+// Inlining is not left to the compiler: an f32x16 that goes through memory costs more than the arithmetic. Sanitizers'
+// instrumentation of such functions takes minutes to compile, and there speed does not matter.
+#ifdef DRIFTMAX_SANITIZED
+#define DRIFTMAX_INLINE inline
+#else
 #define DRIFTMAX_INLINE inline __attribute__((always_inline))
+#endif
 
 DRIFTMAX_BEGIN
 
