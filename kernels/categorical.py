@@ -398,7 +398,6 @@ def specialisations() -> Iterator[tuple[Any, ...]]:
         yield (logits, tokens, stats, *one, *off, 0)
         yield (logits, tokens, None, *one, *off, 1)
         yield (logits[:, :1000], tokens, stats, *one, *off, 0)
-    yield (torch.empty(2, 128 * BLOCK), tokens, None, *one, 1.0, None, 50, None, 0.9, None, 0.0, None, 0)
     logits = torch.empty(2, 50257)  # a vocabulary no load of which is aligned
     yield (logits, tokens, None, *one, *off, 0)
     yield (logits, tokens, torch.empty(4, 2), 0, row, row, row, 0, row[:1], 1.0, half, *off[2:], 1)
