@@ -24,6 +24,7 @@ struct Scan {
     Block* blocks;
     float* lane_tops = nullptr;  // [blocks, 16] maxima of the lanes, relative to the row's reference; optional
     int64_t count;
+    bool weighted = true;  // are sums of y * exponential wanted?
 };
 
 // ln sum, entropy and maximum of the tokens scanned.
@@ -56,44 +57,48 @@ struct Sums {
     f32x16 sum, weighted, top;
 };
 
-DRIFTMAX_INLINE void accumulate(Sums& s, f32x16 y) {
+template <bool weighted> DRIFTMAX_INLINE void accumulate(Sums& s, f32x16 y) {
     s.top = max(s.top, y);
     f32x16 clamped = max(splat(-126.0f), y);  // keeps NaN
     f32x16 e = exp2_16(clamped);
     s.sum = s.sum + e;
-    s.weighted = fma(clamped, e, s.weighted);
+    if (weighted) s.weighted = fma(clamped, e, s.weighted);
 }
 
 // Sums of 256 elements are added up apart, so that rounding grows with 16 + 4 terms a lane instead of 64.
-template <typename E> Sums block_sums(const typename E::raw* p, int64_t n, const Scale& scale) {
+template <typename E, bool weighted> Sums block_sums(const typename E::raw* p, int64_t n, const Scale& scale) {
     Sums total{splat(0), splat(0), splat(-kInfF)};
     int64_t i = 0;
     for (; i + 256 <= n; i += 256) {
         Sums s{splat(0), splat(0), total.top};
         for (int64_t j = i; j < i + 256; j += 16) {
             __builtin_prefetch(reinterpret_cast<const char*>(p + j) + 2048);
-            accumulate(s, E::scaled(E::load(p + j), scale));
+            accumulate<weighted>(s, E::scaled(E::load(p + j), scale));
         }
         total.sum = total.sum + s.sum;
         total.weighted = total.weighted + s.weighted;
         total.top = s.top;
     }
     Sums s{splat(0), splat(0), total.top};
-    for (; i + 16 <= n; i += 16) accumulate(s, E::scaled(E::load(p + i), scale));
-    if (i < n) accumulate(s, E::scaled(load_part<E>(p + i, n - i), scale));
+    for (; i + 16 <= n; i += 16) accumulate<weighted>(s, E::scaled(E::load(p + i), scale));
+    if (i < n) accumulate<weighted>(s, E::scaled(load_part<E>(p + i, n - i), scale));
     return {total.sum + s.sum, total.weighted + s.weighted, s.top};
 }
 
-template <typename E> Block scan_block(const typename E::raw* p, int64_t n, Scale scale, float* lane_tops) {
-    Sums s = block_sums<E>(p, n, scale);
-    Block b{sum16(s.sum), sum16(s.weighted), max16(s.top), scale.reference};
+// Without `weighted` (an eighth of the arithmetic, which bounds 16-bit logits) that sum is 0, or NaN with the other one: a NaN
+// read from 16 bits has no payload in its low bits, so that it survives the integer addition in exp2_16. A float32 one may not.
+template <typename E, bool weighted = true> Block scan_block(const typename E::raw* p, int64_t n, Scale scale, float* lane_tops) {
+    static_assert(weighted || sizeof(typename E::raw) == 2);
+    Sums s = block_sums<E, weighted>(p, n, scale);
+    auto weighted_sum = [&] { return weighted ? sum16(s.weighted) : sum16(s.sum) - sum16(s.sum); };
+    Block b{sum16(s.sum), weighted_sum(), max16(s.top), scale.reference};
     if (lane_tops) store16(lane_tops, s.top);
     if (b.top == -kInfF && b.weighted == b.weighted) b.sum = b.weighted = 0.0f;
     else if ((b.top > 60.0f || b.top < -60.0f) && b.top < kInfF) {
         scale.reference = b.reference = scale.reference + std::nearbyint(b.top);
-        s = block_sums<E>(p, n, scale);
+        s = block_sums<E, weighted>(p, n, scale);
         b.sum = sum16(s.sum);
-        b.weighted = sum16(s.weighted);
+        b.weighted = weighted_sum();
     }
     return b;
 }
@@ -103,7 +108,13 @@ template <typename E> void scan_row(const typename E::raw* row, int64_t vocab, c
     auto body = [&](int64_t b, int64_t end, int) {
         for (; b < end; ++b) {
             int64_t begin = b * kBlock, n = vocab - begin < kBlock ? vocab - begin : kBlock;
-            scan.blocks[b] = scan_block<E>(row + begin, n, scan.scale, scan.lane_tops ? scan.lane_tops + 16 * b : nullptr);
+            float* tops = scan.lane_tops ? scan.lane_tops + 16 * b : nullptr;
+            if constexpr (sizeof(typename E::raw) == 2)
+                if (!scan.weighted) {
+                    scan.blocks[b] = scan_block<E, false>(row + begin, n, scan.scale, tops);
+                    continue;
+                }
+            scan.blocks[b] = scan_block<E>(row + begin, n, scan.scale, tops);
         }
     };
     if (threads <= 1) body(0, scan.count, 0);

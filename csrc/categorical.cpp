@@ -64,8 +64,8 @@ private:
         const Stream noise(args_.streams, args_.logits.n1, draw, kTokenNoise);
         StatusCode code = kOk;
         bool blocks = args_.method == Method::block && !filtered_ && ctx.vocab > kBlock;
-        if (filtered_) code = ctx.make_kept(temperature, o.top_k[draw], o.top_p[draw], o.min_p[draw]);
-        else if (blocks) code = ctx.make_scan(temperature, false);
+        if (filtered_) code = ctx.make_kept(temperature, o.top_k[draw], o.top_p[draw], o.min_p[draw], args_.stats != nullptr);
+        else if (blocks) code = ctx.make_scan(temperature, false, args_.stats != nullptr);
         if (code != kOk) return {-kInf, -1, code};
         if (!blocks || !ctx.scanned)
             return race_row<E>(ctx.row, ctx.vocab, noise, temperature, ctx.kept, ctx.scan_or_null(), ctx.cutoff(), threads_);

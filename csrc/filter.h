@@ -99,7 +99,7 @@ private:
         for_blocks(from, [&](int64_t begin, int64_t end) {
             for (int64_t i = begin; i < end; i += 16) {
                 f32x16 y = y_at(i, end - i);
-                uint32_t take = ge(y, splat(from)) & ~ge(y, splat(below));
+                uint32_t take = ge(y, splat(from)) & ~ge(y, splat(below)) & (end - i >= 16 ? 0xffffu : (1u << (end - i)) - 1u);
                 if (!take) continue;
                 float weight[16];
                 store16(weight, weight_of(y, shift));
@@ -158,7 +158,10 @@ private:
             float high = below < kInfF ? below : top + 1.0f;
             float low = from > kLowest ? from : std::max(kLowest, top - 32.0f * static_cast<float>(1 << (2 * round)));
             if (!(low < high)) break;
-            for (int i = 0; i < kPivots; ++i) pivots[i] = high - (high - low) * (static_cast<float>(i + 1) / (kPivots + 1));
+            for (int i = 0; i < kPivots; ++i) {
+                float part = static_cast<float>(i + 1) / (kPivots + 1);
+                pivots[i] = std::max(kLowest, high * (1.0f - part) + low * part);  // high - low may overflow
+            }
             if (!(pivots[0] < high) || !(pivots[kPivots - 1] > low)) break;
         }
         collect(from, below);

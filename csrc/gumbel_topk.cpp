@@ -38,7 +38,7 @@ template <typename E> Status draw_row(const GumbelTopkArgs& args, int64_t draw) 
     double temperature = o.temperature[draw];
     RowContext<E> ctx{row_of<E>(args.logits, draw), args.logits.vocab, 1};
     StatusCode code = kOk;
-    if (o.filtered() && temperature > 0) code = ctx.make_kept(temperature, o.top_k[draw], o.top_p[draw], o.min_p[draw]);
+    if (o.filtered() && temperature > 0) code = ctx.make_kept(temperature, o.top_k[draw], o.top_p[draw], o.min_p[draw], false);
     if (code != kOk) return status(code, draw);
     TopK top{static_cast<Scored*>(scratch(5, static_cast<size_t>(args.k) * sizeof(Scored))), args.k};
     if (temperature == 0.0) {

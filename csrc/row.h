@@ -13,19 +13,20 @@ template <typename E> struct RowContext {
     bool scanned = false;
     Scan scan{Scale(1.0), nullptr, nullptr, 0};
 
-    // Fills `scan`. Where y overflows for finite logits `scanned` stays false: then the careful paths serve.
-    StatusCode make_scan(double temperature, bool lanes) {
+    // Fills `scan`; `weighted` where its by-products will be asked for. Where y overflows for finite logits `scanned` stays false: then the careful paths serve.
+    StatusCode make_scan(double temperature, bool lanes, bool weighted = true) {
         int64_t count = blocks_of(vocab);
         char* memory = static_cast<char*>(scratch(0, static_cast<size_t>(count) * (sizeof(Block) + 16 * sizeof(float))));
         scan = {row_scale<E>(row, vocab, temperature), reinterpret_cast<Block*>(memory), nullptr, count};
+        scan.weighted = weighted;
         if (lanes) scan.lane_tops = reinterpret_cast<float*>(memory + static_cast<size_t>(count) * sizeof(Block));
         scan_row<E>(row, vocab, scan, threads);
         scanned = scan_is_finite(scan);
         return scanned ? kOk : check_values<E>(row, vocab);
     }
 
-    StatusCode make_kept(double temperature, int64_t top_k, double top_p, double min_p) {
-        StatusCode code = make_scan(temperature, true);
+    StatusCode make_kept(double temperature, int64_t top_k, double top_p, double min_p, bool weighted) {
+        StatusCode code = make_scan(temperature, true, weighted);
         if (code != kOk) return code;
         if (scanned) near_top();
         kept = scanned ? Filter<E>(row, vocab, temperature, scan).find(top_k, top_p, min_p)
