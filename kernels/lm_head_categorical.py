@@ -365,7 +365,8 @@ def _stored(
             launch(
                 head_logits, grid, *shape, begin, count, logits, **_tile(hidden), num_warps=8, num_stages=3
             )
-        some: tuple[Any, ...] = tuple(v.reshape(-1)[part] if isinstance(v, Tensor) else v for v in (*heat, *law))
+        whole = (*heat, *law)
+        some: tuple[Any, ...] = tuple(v.reshape(-1)[part] if isinstance(v, Tensor) else v for v in whole)
         own_seeds = seeds if seeds is None or seeds.numel() == 1 else seeds[row[part]]
         own = stream(seed, own_seeds, row_ids[part], places[part], step, steps)
         drawn = torch.empty_like(draw[part])
