@@ -10,6 +10,7 @@
 DRIFTMAX_BEGIN
 
 constexpr int64_t kBlock = 1024;
+constexpr float kFar = 60.0f;  // octaves from the reference beyond which a block is summed with its own
 inline int64_t blocks_of(int64_t vocab) { return (vocab + kBlock - 1) / kBlock; }
 
 struct Block {
@@ -94,7 +95,7 @@ template <typename E, bool weighted = true> Block scan_block(const typename E::r
     Block b{sum16(s.sum), weighted_sum(), max16(s.top), scale.reference};
     if (lane_tops) store16(lane_tops, s.top);
     if (b.top == -kInfF && b.weighted == b.weighted) b.sum = b.weighted = 0.0f;
-    else if ((b.top > 60.0f || b.top < -60.0f) && b.top < kInfF) {
+    else if ((b.top > kFar || b.top < -kFar) && b.top < kInfF) {
         scale.reference = b.reference = scale.reference + std::nearbyint(b.top);
         s = block_sums<E, weighted>(p, n, scale);
         b.sum = sum16(s.sum);
@@ -119,6 +120,20 @@ template <typename E> void scan_row(const typename E::raw* row, int64_t vocab, c
     };
     if (threads <= 1) body(0, scan.count, 0);
     else parallel_for(scan.count, 8, threads, body);
+}
+
+inline float top_of(const Scan& scan) {
+    float top = -kInfF;
+    for (int64_t b = 0; b < scan.count; ++b)
+        if (scan.blocks[b].top > top) top = scan.blocks[b].top;
+    return top;
+}
+
+// Blocks more than 2^11 octaves below the row's maximum weigh nothing (the noise spans 2^7) and may lie too far for a float.
+inline void drop_hopeless(const Scan& scan) {
+    for (int64_t b = 0; b < scan.count; ++b)
+        if (scan.blocks[b].top < -2048.0f)
+            scan.blocks[b].sum = scan.blocks[b].weighted = 0.0f, scan.blocks[b].reference = scan.scale.reference;
 }
 
 // 2^k exactly, 0 below the range of double.
@@ -155,9 +170,12 @@ inline bool block_is_finite(const Block& x) {
 }
 
 inline bool scan_is_finite(const Scan& scan) {
-    for (int64_t b = 0; b < scan.count; ++b)
+    bool any = false;  // none: all are -inf, or finite with y below the range of a float
+    for (int64_t b = 0; b < scan.count; ++b) {
         if (!block_is_finite(scan.blocks[b])) return false;
-    return true;
+        any = any || scan.blocks[b].top > -kInfF;
+    }
+    return any;
 }
 
 // NaN or +inf in the row itself.

@@ -31,6 +31,26 @@ int64_t race_blocks(const Scan& scan, float reference, const Stream& noise) {
     return winner;
 }
 
+// The same in double, for rows whose y overflow a float.
+template <typename E> int64_t race_blocks_carefully(const RowContext<E>& ctx, double temperature, const Stream& noise) {
+    double top = -kInf, best = kInf;
+    for (int64_t i = 0; i < ctx.vocab; ++i) top = std::max(top, static_cast<double>(E::get(ctx.row + i)));
+    const Stream low = noise.plane1();
+    int64_t winner = -1;
+    for (int64_t b = 0; top > -kInf && b < blocks_of(ctx.vocab); ++b) {
+        double mass = 0.0;
+        for (int64_t i = b * kBlock; i < std::min((b + 1) * kBlock, ctx.vocab); ++i)
+            mass += std::exp((static_cast<double>(E::get(ctx.row + i)) - top) / temperature);
+        if (!(mass > 0)) continue;
+        double t = exponential<double>(noise.word(static_cast<uint64_t>(b)), low.word(static_cast<uint64_t>(b))) / mass;
+        if (t < best) {
+            best = t;
+            winner = b;
+        }
+    }
+    return winner;
+}
+
 // Lowest index of the largest value.
 template <typename E> Best greedy(const typename E::raw* row, int64_t vocab) {
     Best best;
@@ -67,10 +87,11 @@ private:
         if (filtered_) code = ctx.make_kept(temperature, o.top_k[draw], o.top_p[draw], o.min_p[draw], args_.stats != nullptr);
         else if (blocks) code = ctx.make_scan(temperature, false, args_.stats != nullptr);
         if (code != kOk) return {-kInf, -1, code};
-        if (!blocks || !ctx.scanned)
+        if (!blocks)
             return race_row<E>(ctx.row, ctx.vocab, noise, temperature, ctx.kept, ctx.scan_or_null(), ctx.cutoff(), threads_);
-        int64_t b =
-            race_blocks(ctx.scan, total_of(ctx.scan).reference, Stream(args_.streams, args_.logits.n1, draw, kBlockNoise));
+        const Stream clock(args_.streams, args_.logits.n1, draw, kBlockNoise);
+        int64_t b = ctx.scanned ? race_blocks(ctx.scan, total_of(ctx.scan).reference, clock)
+                                : race_blocks_carefully<E>(ctx, temperature, clock);
         if (b < 0) return {-kInf, -1, kEmpty};
         TokenRace<Best> race(noise, temperature, ctx.kept);
         race.template run<E>(ctx.row, b * kBlock, std::min(kBlock, ctx.vocab - b * kBlock));

@@ -31,7 +31,7 @@ void rebase(State& s, float reference) {
     s.base = reference;
 }
 
-void add_block(State& s, const Block& b) {
+void add_sums(State& s, const Block& b) {
     rebase(s, b.reference);
     double scale = pow2(b.reference - s.base), gap = static_cast<double>(b.reference) - s.base;
     s.sum += static_cast<double>(b.sum) * scale;
@@ -57,17 +57,31 @@ public:
     explicit TileSampler(const LmHeadTileArgs& args) : args_(args) {}
 
     Status operator()(int64_t i) const {
-        int64_t draw = args_.first + i;
-        double temperature = args_.temperature[draw];
+        const int64_t draw = args_.first + i;
+        const double temperature = args_.temperature[draw];
+        const bool greedily = temperature == 0.0, by_token = args_.method == Method::gumbel || args_.vocab <= kBlock;
+        const float* row = args_.tile + i * args_.row_stride;
         State& s = static_cast<State*>(args_.state)[i];
+        BlockNoise noise(Stream(args_.streams, args_.n1, draw, kBlockNoise));
+        int64_t winner = -1;  // the tile's block that leads the block race; its tokens race once, at the end
         for (int64_t at = 0; at < args_.columns; at += kBlock) {
             int64_t n = std::min(kBlock, args_.columns - at);
-            const float* p = args_.tile + i * args_.row_stride + at;
-            StatusCode code = temperature == 0.0 ? greedy(s, p, n, at) : race(s, p, n, at, draw, temperature);
-            if (code == kOk && args_.stats) code = sums(s, p, n, temperature == 0.0 ? 1.0 : temperature);
+            const float* p = row + at;
+            StatusCode code = kOk;
+            if (greedily) code = greedy(s, p, n, at);
+            else if (by_token) code = race_tokens(s, p, n, at, draw, temperature);
+            if (code == kOk && (args_.stats || !(greedily || by_token))) {
+                Scale scale = scale_of(s, p, n, greedily ? 1.0 : temperature);
+                Block b = scan_block<F32>(p, n, scale, nullptr);
+                if (!block_is_finite(b)) code = refuse(p, n);
+                else if (b.sum > 0 && add_block(s, p, n, b, scale, noise, at)) winner = at;
+            }
             if (code != kOk) return status(code, draw);
         }
-        return kOk;
+        if (winner < 0 || greedily || by_token) return kOk;
+        s.token_plus_1 = 0;
+        int64_t n = std::min(kBlock, args_.columns - winner);
+        return status_or_ok(race_tokens(s, row + winner, n, winner, draw, temperature), draw);
     }
 
 private:
@@ -100,19 +114,41 @@ private:
         return code == kOk ? kInfinite : code;
     }
 
-    StatusCode sums(State& s, const float* p, int64_t n, double temperature) const {
-        Scale scale = scale_of(s, p, n, temperature);
-        Block b = scan_block<F32>(p, n, scale, nullptr);
-        if (!block_is_finite(b)) return refuse(p, n);
-        if (b.sum > 0) {
-            add_block(s, b);
+    // Words of the block race, four blocks to a Philox call.
+    struct BlockNoise {
+        Stream high, low;
+        Words words{};
+        int64_t group = -1;
+        explicit BlockNoise(const Stream& stream) : high(stream), low(stream.plane1()) {}
+        uint32_t hi(int64_t block) {
+            if (block / 4 != group) {
+                group = block / 4;
+                words = high.block(static_cast<uint64_t>(group));
+            }
+            return words.w[block % 4];
+        }
+    };
+
+    // Adds the block to the sums and the race; true if it takes the lead.
+    bool add_block(State& s, const float* p, int64_t n, const Block& b, const Scale& scale, BlockNoise& noise, int64_t at) const {
+        rebase(s, b.reference);
+        if (args_.stats) {
+            add_sums(s, b);
             add_top(s, p, n, b, scale);
         }
-        return kOk;
+        double mass = static_cast<double>(b.sum) * pow2(b.reference - s.base);
+        int64_t number = (args_.begin + at) / kBlock;
+        uint32_t hi = noise.hi(number);
+        if (!(mass > 0) || hi * 0x1p-32 * s.inverse_best > mass) return false;
+        double rate = mass / exponential<double>(hi, noise.low.word(static_cast<uint64_t>(number)));
+        if (!(rate > s.inverse_best)) return false;
+        s.inverse_best = rate;
+        return true;
     }
 
-    // The token race of one block or, for the gumbel method, of the row so far.
-    StatusCode race_tokens(State& s, const float* p, int64_t n, int64_t at, int64_t draw, double temperature, Best start) const {
+    // Tokens of a block join the row's race: alone after the block race, with all before them in the gumbel method.
+    StatusCode race_tokens(State& s, const float* p, int64_t n, int64_t at, int64_t draw, double temperature) const {
+        Best start{s.token_plus_1 ? s.score : -kInf, s.token_plus_1 - 1};
         TokenRace<Best> race(Stream(args_.streams, args_.n1, draw, kTokenNoise), temperature, Kept{}, start);
         int64_t begin = args_.begin + at;
         race.template run<F32>(p - begin, begin, n);
@@ -120,23 +156,7 @@ private:
         return race.code;
     }
 
-    StatusCode race(State& s, const float* p, int64_t n, int64_t at, int64_t draw, double temperature) const {
-        if (args_.method == Method::gumbel || args_.vocab <= kBlock)
-            return race_tokens(s, p, n, at, draw, temperature, {s.token_plus_1 ? s.score : -kInf, s.token_plus_1 - 1});
-        Block b = scan_block<F32>(p, n, scale_of(s, p, n, temperature), nullptr);
-        if (!block_is_finite(b)) return refuse(p, n);
-        if (b.sum > 0) rebase(s, b.reference);
-        double mass = static_cast<double>(b.sum) * pow2(b.reference - s.base);
-        if (!(mass > 0)) return kOk;
-        uint64_t number = static_cast<uint64_t>((args_.begin + at) / kBlock);
-        const Stream noise(args_.streams, args_.n1, draw, kBlockNoise);
-        uint32_t hi = noise.word(number);
-        if (hi * 0x1p-32 * s.inverse_best > mass) return kOk;
-        double rate = mass / exponential<double>(hi, noise.plane1().word(number));
-        if (!(rate > s.inverse_best)) return kOk;
-        s.inverse_best = rate;
-        return race_tokens(s, p, n, at, draw, temperature, Best{});
-    }
+    static Status status_or_ok(StatusCode code, int64_t draw) { return code == kOk ? kOk : status(code, draw); }
 
     const LmHeadTileArgs& args_;
 };

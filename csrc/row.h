@@ -20,29 +20,30 @@ template <typename E> struct RowContext {
         scan = {row_scale<E>(row, vocab, temperature), reinterpret_cast<Block*>(memory), nullptr, count};
         scan.weighted = weighted;
         if (lanes) scan.lane_tops = reinterpret_cast<float*>(memory + static_cast<size_t>(count) * sizeof(Block));
-        scan_row<E>(row, vocab, scan, threads);
+        scan_centred();
         scanned = scan_is_finite(scan);
         return scanned ? kOk : check_values<E>(row, vocab);
+    }
+
+    // Filters and the sums of kept tokens use y relative to the row's reference, exact only near it: a row that begins far below
+    // its maximum (tokens banned by -1e9, say) is scanned again. A far reference is coarse itself, hence the turns.
+    void scan_centred() {
+        float top = 0.0f;
+        for (int turn = 0; turn < 8; ++turn) {
+            scan_row<E>(row, vocab, scan, threads);
+            top = top_of(scan);
+            if (!(std::fabs(top) > kFar && std::fabs(top) < kInfF)) break;
+            scan.scale.reference += std::nearbyint(top);
+        }
+        if (std::fabs(top) <= kFar) drop_hopeless(scan);
     }
 
     StatusCode make_kept(double temperature, int64_t top_k, double top_p, double min_p, bool weighted) {
         StatusCode code = make_scan(temperature, true, weighted);
         if (code != kOk) return code;
-        if (scanned) near_top();
         kept = scanned ? Filter<E>(row, vocab, temperature, scan).find(top_k, top_p, min_p)
                        : Filter<E>::sorted(row, vocab, temperature, top_k, top_p, min_p);
         return kOk;
-    }
-
-    // Filters compare y across blocks: where the first tokens are far from the best ones, scan again with a reference near
-    // the top, so that rounding of y there stays small.
-    void near_top() {
-        float top = -kInfF;
-        for (int64_t b = 0; b < scan.count; ++b) top = std::max(top, scan.blocks[b].top);
-        if (!(std::fabs(top) > 60.0f) || top == -kInfF) return;
-        scan.scale.reference += std::nearbyint(top);
-        scan_row<E>(row, vocab, scan, threads);
-        scanned = scan_is_finite(scan);
     }
 
     const Scan* scan_or_null() const { return scanned ? &scan : nullptr; }
