@@ -76,7 +76,9 @@ inline Kept kept_set(const Case& c, int64_t draw, const Row& row) {
     kept.in.assign(c.vocab, 0);
     for (size_t i = 0; i < prefix; ++i) {
         double y = row.scaled[order[i]];
-        if (threshold > -kInf && y < best && std::fabs(y - threshold) < 1e-9 * (1 + std::fabs(threshold))) kept.known = false;
+        if (threshold > -kInf && row.logit[order[i]] < row.logit[order[0]] &&
+            std::fabs(y - threshold) < 1e-9 * (1 + std::fabs(threshold)))
+            kept.known = false;
         // Probabilities that underflow a double are zero to any implementation that forms them: not checked.
         if (y - best < -700) kept.known = kept.known && c.top_p_of(draw) >= 1.0 && threshold == -kInf;
         if (y >= threshold) kept.in[order[i]] = 1, ++kept.count;
