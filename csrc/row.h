@@ -41,6 +41,8 @@ template <typename E> struct RowContext {
     StatusCode make_kept(double temperature, int64_t top_k, double top_p, double min_p, bool weighted) {
         StatusCode code = make_scan(temperature, true, weighted);
         if (code != kOk) return code;
+        // Beyond 2^23 a float no longer holds every integer that references differ by: the careful paths serve.
+        scanned = scanned && std::fabs(scan.scale.reference) < 0x1p23f;
         kept = scanned ? Filter<E>(row, vocab, temperature, scan).find(top_k, top_p, min_p)
                        : Filter<E>::sorted(row, vocab, temperature, top_k, top_p, min_p);
         return kOk;
