@@ -132,7 +132,8 @@ inline float top_of(const Scan& scan) {
 // Blocks more than 2^11 octaves below the row's maximum weigh nothing (the noise spans 2^7) and may lie too far for a float.
 inline void drop_hopeless(const Scan& scan) {
     for (int64_t b = 0; b < scan.count; ++b)
-        if (scan.blocks[b].top < -2048.0f)
+        if (scan.blocks[b].top < -2048.0f &&
+            scan.blocks[b].weighted == scan.blocks[b].weighted)  // a NaN is for the caller to see
             scan.blocks[b].sum = scan.blocks[b].weighted = 0.0f, scan.blocks[b].reference = scan.scale.reference;
 }
 

@@ -95,9 +95,13 @@ Case single(const Case& c, int64_t draw) {
     s.row_ids = {c.row_ids.empty() ? lead : c.row_ids[lead]};
     s.positions = {c.positions.empty() ? draw % c.n1 : c.positions[draw]};
     s.temperature = c.temperature_of(draw);
-    s.top_k = c.top_k_of(draw);
-    s.top_p = c.top_p_of(draw);
-    s.min_p = c.min_p_of(draw);
+    s.top_k = c.top_k;
+    s.top_p = c.top_p;
+    s.min_p = c.min_p;
+    // A filter given per draw makes a draw filtered (a token race) whatever its value: keep the form.
+    if (!c.top_ks.empty()) s.top_ks = {c.top_ks[draw]};
+    if (!c.top_ps.empty()) s.top_ps = {c.top_ps[draw]};
+    if (!c.min_ps.empty()) s.min_ps = {c.min_ps[draw]};
     return s;
 }
 
