@@ -9,10 +9,6 @@
 #include "cases.h"
 #include "isa.h"
 
-// ThreadSanitizer would end a child that starts threads after a fork; a new pool in the child is what is tested here.
-extern "C" const char* __tsan_default_options();
-extern "C" const char* __tsan_default_options() { return "die_after_fork=0"; }
-
 namespace fuzz {
 namespace {
 
@@ -71,14 +67,53 @@ void check(const Task& t, int threads) {
     require(noise(t, threads) == t.noise, "a fill differs with threads " + std::to_string(threads));
 }
 
+// AddressSanitizer's allocator is not safe to fork while other threads allocate: its lock may be held for ever in the child.
+// There, callers stand still for the fork itself, and only the pool's own threads are around.
+#ifdef __SANITIZE_ADDRESS__
+constexpr bool kStandStill = true;
+#else
+constexpr bool kStandStill = false;
+#endif
+
+class Gate {
+public:
+    void enter() {
+        for (;;) {
+            active_.fetch_add(1);
+            if (!closed_.load()) return;
+            active_.fetch_sub(1);
+            std::this_thread::yield();
+        }
+    }
+    void leave() { active_.fetch_sub(1); }
+    void close() {
+        closed_.store(true);
+        while (active_.load() != 0) std::this_thread::yield();
+    }
+    void open() { closed_.store(false); }
+
+private:
+    std::atomic<bool> closed_{false};
+    std::atomic<int> active_{0};
+};
+
+// ThreadSanitizer cannot follow threads that start after a fork: there the child draws on its one thread.
+#ifdef __SANITIZE_THREAD__
+constexpr bool kChildThreads = false;
+#else
+constexpr bool kChildThreads = true;
+#endif
+
 // The child finds no pool threads: it must start its own, draw the same, and end.
-void fork_and_draw(const std::vector<Task>& tasks) {
+void fork_and_draw(const std::vector<Task>& tasks, Gate& gate) {
     std::fflush(nullptr);
+    if (kStandStill) gate.close();
     pid_t child = fork();
+    if (child != 0) gate.open();
     require(child >= 0, "fork failed");
     if (child == 0) {
         alarm(60);  // a hang ends the child, and so the run
-        for (int threads : {3, 1, 5}) check(tasks[static_cast<size_t>(threads) % tasks.size()], threads);
+        for (int threads : {3, 1, 5}) check(tasks[static_cast<size_t>(threads) % tasks.size()], kChildThreads ? threads : 1);
         _exit(0);
     }
     int status = 0;
@@ -89,6 +124,7 @@ void fork_and_draw(const std::vector<Task>& tasks) {
 int run(const Settings& settings) {
     context() = {settings.seed, 0, "concurrency"};
     std::vector<Task> tasks = make_tasks(settings.seed);
+    Gate gate;
     std::atomic<bool> stop{false};
     std::atomic<long> rounds{0};
     std::vector<std::thread> callers;
@@ -96,7 +132,10 @@ int run(const Settings& settings) {
         callers.emplace_back([&, id] {
             Random r(settings.seed, 1000 + static_cast<uint64_t>(id));
             while (!stop.load()) {
-                check(tasks[static_cast<size_t>(r.below(static_cast<int64_t>(tasks.size())))], static_cast<int>(1 + r.below(6)));
+                const Task& task = tasks[static_cast<size_t>(r.below(static_cast<int64_t>(tasks.size())))];
+                gate.enter();
+                check(task, static_cast<int>(1 + r.below(6)));
+                gate.leave();
                 rounds.fetch_add(1);
             }
         });
@@ -106,7 +145,7 @@ int run(const Settings& settings) {
     for (const driftmax::Kernels* k = driftmax::available_kernels(); k->name; ++k) names.push_back(k->name);
     for (double end = now() + settings.seconds; now() < end; ++forks) {
         require(driftmax::set_kernels(names[static_cast<size_t>(forks) % names.size()]), "an available ISA was refused");
-        fork_and_draw(tasks);
+        fork_and_draw(tasks, gate);
         std::this_thread::sleep_for(std::chrono::milliseconds(20));
     }
     stop.store(true);
