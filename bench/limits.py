@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 
 import torch
@@ -12,19 +13,30 @@ from .harness import Run, Settings
 
 
 def bare_read(tensor: torch.Tensor, settings: Settings) -> Run:
-    """One pass over the tensor's bytes that keeps a sum: the compiled core's on CPU, torch's elsewhere."""
+    """One pass over the tensor's bytes that keeps a sum; on CPU the faster of the core's and torch's."""
     if tensor.device.type != "cpu":
         return lambda: tensor.sum(dtype=torch.float32)
-    data, nbytes, threads = (
-        tensor.data_ptr(),
-        tensor.numel() * tensor.element_size() // 4 * 4,
-        settings.threads,
-    )
+    flat = tensor.view(-1).view(torch.int16) if tensor.element_size() == 2 else tensor.view(-1)
+    words = flat[: flat.numel() // 2 * 2].view(torch.float32)
+    data, nbytes, threads = words.data_ptr(), words.numel() * 4, settings.threads
 
-    def read(keep: torch.Tensor = tensor) -> float:  # the default argument keeps the buffer alive
+    def core() -> float:
         return _core.read_sum(data, nbytes, threads)
 
-    return read
+    def plain() -> torch.Tensor:
+        return words.sum()
+
+    return min((core, plain), key=_best_of_three)
+
+
+def _best_of_three(run: Run) -> float:
+    run()
+    seconds = []
+    for _ in range(3):
+        begin = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - begin)
+    return min(seconds)
 
 
 def bare_write(tensor: torch.Tensor) -> Run:
