@@ -30,8 +30,11 @@ def total_variation(p: Tensor, q: Tensor) -> float:
 def noncentrality(freedom: int, level: float = LEVEL, power: float = 0.999) -> float:
     """Noncentrality at which a chi-square test of `level` with `freedom` degrees rejects with `power`."""
     threshold = stats.chi2.isf(level, freedom)
-    missed = lambda shift: stats.ncx2.cdf(threshold, freedom, shift) - (1 - power)  # noqa: E731 - one line
-    for brentq return float(optimize.brentq(missed, 1e-3, 1e5))
+
+    def excess(shift: float) -> float:
+        return float(stats.ncx2.cdf(threshold, freedom, shift)) - (1 - power)
+
+    return float(optimize.brentq(excess, 1e-3, 1e5))
 
 
 def chi_square(counts: Tensor, probability: Tensor) -> tuple[float, int]:
@@ -105,8 +108,7 @@ def softmax(logits: Tensor, temperature: float = 1.0) -> Tensor:
 
 
 def fp32_gumbel_argmax(logits: Tensor, draws: int, seed: int, rows: int = 64) -> Tensor:
-    """The usual sampler: argmax of logits - log(-log U), U uniform on the 24-bit float32 grid. Ceiling 16.64.
-    """
+    """The usual sampler: argmax of logits - log(-log U), U on the 24-bit float32 grid. Ceiling 16.64."""
     generator = torch.Generator().manual_seed(seed)
     logits = logits.float()
     parts = []

@@ -137,9 +137,12 @@ def possible(rows: torch.Tensor, law: dict[str, float]) -> torch.Tensor:
     if law["temperature"] == 0:
         return rows == rows.amax(1, keepdim=True)
     n = len(rows)
-    column = lambda name, off: torch.full((n,), law.get(name, off), dtype=torch.float64)  # noqa: E731 -
-    shorthand top_k = torch.full((n,), int(law.get("top_k", 0))) return kept( rows.double() /
-    law["temperature"], Filters(top_k, column("top_p", 1.0), column("min_p", 0.0)) )
+    top_k = torch.full((n,), int(law.get("top_k", 0)))
+    top_p, min_p = (
+        torch.full((n,), law.get(name, off), dtype=torch.float64)
+        for name, off in (("top_p", 1.0), ("min_p", 0.0))
+    )
+    return kept(rows.double() / law["temperature"], Filters(top_k, top_p, min_p))
 
 
 def check_categorical(logits: torch.Tensor, law: dict[str, float], method: str, seed: int) -> None:
@@ -229,8 +232,9 @@ def test_gumbel_topk_for_long(logits, law, seed, share):
 def test_lm_head_categorical(dtype, vocab, rows, law, method, with_bias, seed):
     """Integer operands, so that the product is exact."""
     generator = torch.Generator().manual_seed(seed)
-    make = lambda *shape: torch.randint(-2, 3, shape, generator=generator).to(dtype)  # noqa: E731 - shorthand
-    hidden, weight, bias = make(rows, 5), make(vocab, 5), make(vocab) if with_bias else None
+    shapes = ((rows, 5), (vocab, 5), (vocab,))
+    hidden, weight, bias = (torch.randint(-2, 3, shape, generator=generator).to(dtype) for shape in shapes)
+    bias = bias if with_bias else None
     logits = hidden.double() @ weight.double().T + (0 if bias is None else bias.double())
     exact = ~near_boundary(logits, law)
     got = lm_head_categorical(hidden, weight, bias, method=method, rng=seed, backend="cpp", **law)

@@ -1,4 +1,4 @@
-"""`gumbel_topk`: the law of ordered draws without replacement, scores to the bit, filters, edges and errors."""
+"""`gumbel_topk`: the law of ordered draws without replacement, scores to the bit, filters and errors."""
 
 from __future__ import annotations
 

@@ -23,10 +23,10 @@ OPTIONS = [
 def integers(
     rows: int, vocab: int, depth: int, dtype: torch.dtype, seed: int = 0
 ) -> tuple[torch.Tensor, ...]:
-    """Operands whose product is an integer below 2^8: exact in every dtype, in whatever order it is summed."""
+    """Operands whose product is an integer below 2^8: exact in every dtype, however it is summed."""
     generator = torch.Generator().manual_seed(seed)
-    draw = lambda *shape: torch.randint(-2, 3, shape, generator=generator).to(dtype)  # noqa: E731 - shorthand
-    return draw(rows, depth), draw(vocab, depth), draw(vocab)
+    shapes = ((rows, depth), (vocab, depth), (vocab,))
+    return tuple(torch.randint(-2, 3, shape, generator=generator).to(dtype) for shape in shapes)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -36,8 +36,8 @@ def test_equals_the_unfused_draw_where_the_product_is_exact(rows, vocab, options
     """Tokens bitwise and by-products closely, over one tile and several, with and without bias, one row and
     300.
     """
-    if backend == "reference" and rows * vocab > 50_000:
-        rows = 1  # its cost is not the point
+    if backend == "reference" and (vocab > 2000 or rows > 5):
+        rows, vocab = 2, 2000  # its cost is not the point
     hidden, weight, bias = integers(rows, vocab, 12, dtype)
     for some_bias in (None, bias):
         logits = hidden.double() @ weight.double().T + (0 if some_bias is None else some_bias.double())
@@ -86,16 +86,14 @@ def test_batch_split(options, dtype):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("method", ["block", "gumbel"])
 def test_law(method, dtype):
-    """Chi-square of 40 000 draws of one hidden state, over tokens and runs of equal mass (sees a total
-    variation of 0.03).
-    """
+    """Chi-square of 10 000 draws of one hidden state: sees a total variation of 0.06 (statistics.py)."""
     generator = torch.Generator().manual_seed(1)
     hidden = torch.randn(1, 16, generator=generator).to(dtype)
     weight = torch.randn(2500, 16, generator=generator).to(dtype)
     logits = hidden.double() @ weight.double().T
     if dtype in (torch.float16, torch.bfloat16):
         logits = (hidden @ weight.T).double()  # a product that its dtype rounds is the law drawn from
-    tokens = lm_head_categorical(hidden.expand(40_000, 16), weight, rng=3, method=method)
+    tokens = lm_head_categorical(hidden.expand(10_000, 16), weight, rng=3, method=method)
     st.assert_law(tokens, st.softmax(logits[0]))
 
 
@@ -160,7 +158,7 @@ def test_bad_values_name_the_row(value, words, options, dtype, backend):
         lm_head_categorical(hidden.view(3, 2, 4), weight, bias, rng=0, backend=backend, **options)
     if words == "NaN":
         hidden[4, 0] = value
-        with pytest.raises(InvalidDistribution, match="row 2, position 0: .*NaN"):
+        with pytest.raises(InvalidDistribution, match=r"row 2, position 0: .*NaN"):
             lm_head_categorical(hidden.view(3, 2, 4), weight, rng=0, backend=backend, **options)
 
 
