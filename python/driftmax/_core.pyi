@@ -1,13 +1,13 @@
 """Types of the compiled extension.
 
-Every pointer is the integer ``tensor.data_ptr()``; 0 means "absent, use the scalar beside it". Callers own shapes,
-strides and lifetimes: ``driftmax.ops`` checks them, and nothing else calls this module.
+Every pointer is the integer ``tensor.data_ptr()``; 0 means "absent, use the scalar beside it". Callers own
+shapes, strides and lifetimes: ``driftmax.ops`` checks them, and nothing else calls this module.
 
-Streams: ``seed`` (64-bit) or ``seeds`` (int64*, one per leading row), ``row_ids`` (int64*, one per leading row; 0 means
-0, 1, ...), ``positions`` (int64*, one per draw; 0 means draw % n1), ``step``.
+Streams: ``seed`` (64-bit) or ``seeds`` (int64*, one per leading row), ``row_ids`` (int64*, one per leading row;
+0 means 0, 1, ...), ``positions`` (int64*, one per draw; 0 means draw % n1), ``step``.
 Logits: draw i = a * n1 + b reads ``vocab`` contiguous values at ``a * s0 + b * s1`` (element strides).
 dtype codes: 0 float32, 1 float64, 2 float16, 3 bfloat16.
-Status: 0, or code | row << 8 with code 1 NaN, 2 +inf, 3 no token of positive probability, 4 fewer than k of them.
+Status: 0, or code | row << 8 with code 1 NaN, 2 +inf, 3 no token of positive probability, 4 fewer than k.
 """
 
 def philox4x32(c0: int, c1: int, c2: int, c3: int, k0: int, k1: int, /) -> tuple[int, int, int, int]: ...
@@ -57,7 +57,7 @@ def categorical(
     min_ps: int,  # float64*
     method: int,  # 0 block, 1 gumbel
     tokens: int,  # int64* [n0 * n1]
-    stats: int,  # [4, n0 * n1] log_prob, log_z, entropy, margin; float64 for float64 logits, else float32; or 0
+    stats: int,  # [4, draws] log_prob, log_z, entropy, margin; float64 for float64 logits, else float32; or 0
     threads: int,
     /,
 ) -> int: ...
