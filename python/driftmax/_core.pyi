@@ -3,7 +3,7 @@
 Every pointer is the integer ``tensor.data_ptr()``; 0 means "absent, use the scalar beside it". Callers own
 shapes, strides and lifetimes: ``driftmax.ops`` checks them, and nothing else calls this module.
 
-Streams: ``seed`` (64-bit) or ``seeds`` (int64*, one per leading row), ``row_ids`` (int64*, one per leading row;
+Streams: ``seed`` (64-bit) or ``seeds`` (int64*, one per row), ``row_ids`` (int64*, one per leading row;
 0 means 0, 1, ...), ``positions`` (int64*, one per draw; 0 means draw % n1), ``step``.
 Logits: draw i = a * n1 + b reads ``vocab`` contiguous values at ``a * s0 + b * s1`` (element strides).
 dtype codes: 0 float32, 1 float64, 2 float16, 3 bfloat16.
