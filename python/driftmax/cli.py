@@ -45,7 +45,9 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument(
         "--quick", action="store_true", help="the main workloads only, under a minute on two cores"
     )
-    bench.add_argument("--case", nargs="+", metavar="NAME", help="only these cases (see --list)")
+    bench.add_argument(
+        "--case", nargs="+", action="extend", metavar="NAME", help="only these cases (see --list)"
+    )
     bench.add_argument(
         "--csv", type=Path, metavar="FILE", help="write tidy rows (the law case: law.csv beside it)"
     )
