@@ -127,8 +127,9 @@ def near_boundary(rows: torch.Tensor, law: dict[str, float]) -> torch.Tensor:
     close = torch.zeros(len(rows), dtype=torch.bool)
     if p < 1:
         close |= (ranked.softmax(1).cumsum(1) - p).abs().amin(1) < 2.0**-17
-    if 0 < m < 1:
-        close |= (((ranked - ranked[:, :1]).exp() / m - 1).abs() < 1e-9).any(1)
+    if m > 0:  # exact ties with the best are kept by both whatever min_p is
+        ratio = (ranked - ranked[:, :1]).exp()
+        close |= (((ratio / m - 1).abs() < 1e-9) & (ranked < ranked[:, :1])).any(1)
     return close
 
 

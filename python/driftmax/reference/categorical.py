@@ -78,8 +78,10 @@ def block_race(y: Tensor, streams: Streams) -> Tensor:
 
 def statistics(y: Tensor, tokens: Tensor) -> Tensor:
     """Rows log_prob, log_z, entropy, margin, [4, draws], of softmax(y); -inf in `y` is probability zero."""
-    log_z = y.logsumexp(1)
-    log_p = y - log_z[:, None]
+    top = y.amax(1)
+    above = (y - top[:, None]).logsumexp(1)  # log Z - top: kept apart, or a top of 1e30 would swallow it
+    log_z = top + above
+    log_p = y - top[:, None] - above[:, None]
     p = log_p.exp()
     entropy = -(p * log_p).masked_fill(p == 0, 0.0).sum(1)
     best = p.topk(min(2, p.shape[1]), dim=1).values
