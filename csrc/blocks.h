@@ -179,14 +179,15 @@ inline bool scan_is_finite(const Scan& scan) {
     return any;
 }
 
-// NaN or +inf in the row itself.
+// NaN or +inf in the row itself; NaN goes first.
 template <typename E> StatusCode check_values(const typename E::raw* row, int64_t vocab) {
+    StatusCode code = kOk;
     for (int64_t i = 0; i < vocab; ++i) {
         auto v = E::get(row + i);
         if (v != v) return kNaN;
-        if (v == std::numeric_limits<typename E::value>::infinity()) return kInfinite;
+        if (v == std::numeric_limits<typename E::value>::infinity()) code = kInfinite;
     }
-    return kOk;
+    return code;
 }
 
 DRIFTMAX_END
