@@ -54,42 +54,88 @@ template <typename E> Scale row_scale(const typename E::raw* row, int64_t vocab,
     return scale;
 }
 
+// A logit's y as n + r, an integer and a rest of at most 1/2, so that its exponential is 2^n * exp2_poly(r).
+struct Parts {
+    f32x16 seen;   // what the maximum is taken of; see top()
+    f32x16 power;  // 2^n
+    f32x16 r, y;   // y is raised to kLowest, so that -inf and everything far below the reference gives (almost) nothing
+};
+constexpr float kLowest = -125.0f, kRounder = kMagic + 127.0f;
+
+// The usual case: n and r straight from the logit. Needs kRounder - reference to be an exact float, and a finite `lowest`.
+struct NearForm {
+    float c, reference, rounder, lowest;
+    explicit NearForm(const Scale& s)
+        : c(s.c), reference(s.reference), rounder(kRounder - s.reference), lowest((s.reference + kLowest) / s.c) {}
+    bool usable() const { return std::fabs(reference) < 0x1p21f && std::fabs(lowest) < kInfF; }
+    DRIFTMAX_INLINE Parts operator()(f32x16 l) const {
+        f32x16 kept = max(splat(lowest), l);  // keeps NaN
+        f32x16 t = fma(kept, splat(c), splat(rounder));
+        return {l, power_of(t), fma(kept, splat(c), splat(rounder) - t), fma(kept, splat(c), splat(-reference))};
+    }
+    DRIFTMAX_INLINE f32x16 top(f32x16 seen) const { return fma(seen, splat(c), splat(-reference)); }
+};
+
+// By way of y, for float64 logits and far references.
+template <typename E> struct FarForm {
+    Scale scale;
+    explicit FarForm(const Scale& s) : scale(s) {}
+    template <typename L> DRIFTMAX_INLINE Parts operator()(const L& l) const {
+        f32x16 y = E::scaled(l, scale), kept = max(splat(kLowest), y);
+        f32x16 t = kept + splat(kRounder);
+        return {y, power_of(t), kept + (splat(kRounder) - t), kept};
+    }
+    DRIFTMAX_INLINE f32x16 top(f32x16 seen) const { return seen; }
+};
+
 struct Sums {
     f32x16 sum, weighted, top;
 };
 
-template <bool weighted> DRIFTMAX_INLINE void accumulate(Sums& s, f32x16 y) {
-    s.top = max(s.top, y);
-    f32x16 clamped = max(splat(-126.0f), y);  // keeps NaN
-    f32x16 e = exp2_16(clamped);
-    s.sum = s.sum + e;
-    if (weighted) s.weighted = fma(clamped, e, s.weighted);
+template <bool weighted> DRIFTMAX_INLINE void accumulate(Sums& s, const Parts& x) {
+    s.top = max(s.top, x.seen);
+    f32x16 p = exp2_poly(x.r);
+    if constexpr (weighted) {
+        f32x16 e = p * x.power;
+        s.sum = s.sum + e;
+        s.weighted = fma(x.y, e, s.weighted);
+    } else {
+        s.sum = add_product(p, x.power, s.sum);
+    }
 }
 
 // Sums of 256 elements are added up apart, so that rounding grows with 16 + 4 terms a lane instead of 64.
-template <typename E, bool weighted> Sums block_sums(const typename E::raw* p, int64_t n, const Scale& scale) {
+template <typename E, bool weighted, typename Form> Sums form_sums(const typename E::raw* p, int64_t n, const Form& form) {
     Sums total{splat(0), splat(0), splat(-kInfF)};
     int64_t i = 0;
     for (; i + 256 <= n; i += 256) {
         Sums s{splat(0), splat(0), total.top};
         for (int64_t j = i; j < i + 256; j += 16) {
-            __builtin_prefetch(reinterpret_cast<const char*>(p + j) + 2048);
-            accumulate<weighted>(s, E::scaled(E::load(p + j), scale));
+            const char* ahead = reinterpret_cast<const char*>(p + j);
+            __builtin_prefetch(ahead + 1024);
+            __builtin_prefetch(ahead + 8192, 0, 2);  // over the page's end, where the hardware's prefetcher stops
+            accumulate<weighted>(s, form(E::load(p + j)));
         }
         total.sum = total.sum + s.sum;
         total.weighted = total.weighted + s.weighted;
         total.top = s.top;
     }
     Sums s{splat(0), splat(0), total.top};
-    for (; i + 16 <= n; i += 16) accumulate<weighted>(s, E::scaled(E::load(p + i), scale));
-    if (i < n) accumulate<weighted>(s, E::scaled(load_part<E>(p + i, n - i), scale));
-    return {total.sum + s.sum, total.weighted + s.weighted, s.top};
+    for (; i + 16 <= n; i += 16) accumulate<weighted>(s, form(E::load(p + i)));
+    if (i < n) accumulate<weighted>(s, form(load_part<E>(p + i, n - i)));
+    return {total.sum + s.sum, total.weighted + s.weighted, form.top(s.top)};
 }
 
-// Without `weighted` (an eighth of the arithmetic, which bounds 16-bit logits) that sum is 0, or NaN with the other one: a NaN
-// read from 16 bits has no payload in its low bits, so that it survives the integer addition in exp2_16. A float32 one may not.
+template <typename E, bool weighted> Sums block_sums(const typename E::raw* p, int64_t n, const Scale& scale) {
+    if constexpr (std::is_same_v<typename E::value, float>) {
+        NearForm near(scale);
+        if (near.usable()) return form_sums<E, weighted>(p, n, near);
+    }
+    return form_sums<E, weighted>(p, n, FarForm<E>(scale));
+}
+
+// Without `weighted` (a fifth of the arithmetic) that sum is 0, or NaN where the other one is not finite.
 template <typename E, bool weighted = true> Block scan_block(const typename E::raw* p, int64_t n, Scale scale, float* lane_tops) {
-    static_assert(weighted || sizeof(typename E::raw) == 2);
     Sums s = block_sums<E, weighted>(p, n, scale);
     auto weighted_sum = [&] { return weighted ? sum16(s.weighted) : sum16(s.sum) - sum16(s.sum); };
     Block b{sum16(s.sum), weighted_sum(), max16(s.top), scale.reference};
@@ -110,12 +156,8 @@ template <typename E> void scan_row(const typename E::raw* row, int64_t vocab, c
         for (; b < end; ++b) {
             int64_t begin = b * kBlock, n = vocab - begin < kBlock ? vocab - begin : kBlock;
             float* tops = scan.lane_tops ? scan.lane_tops + 16 * b : nullptr;
-            if constexpr (sizeof(typename E::raw) == 2)
-                if (!scan.weighted) {
-                    scan.blocks[b] = scan_block<E, false>(row + begin, n, scan.scale, tops);
-                    continue;
-                }
-            scan.blocks[b] = scan_block<E>(row + begin, n, scan.scale, tops);
+            scan.blocks[b] = scan.weighted ? scan_block<E, true>(row + begin, n, scan.scale, tops)
+                                           : scan_block<E, false>(row + begin, n, scan.scale, tops);
         }
     };
     if (threads <= 1) body(0, scan.count, 0);

@@ -73,18 +73,11 @@ using BF16 = Half<false>;
 struct F64 {
     using raw = double;
     using value = double;
-    struct wide16 {
-        double v[16];
-    };
-    static DRIFTMAX_INLINE wide16 load(const double* p) {
-        wide16 w;
-        std::memcpy(&w, p, sizeof w);
-        return w;
-    }
+    static DRIFTMAX_INLINE f64x16 load(const double* p) { return load16(p); }
     static double get(const double* p) { return *p; }
-    static DRIFTMAX_INLINE f32x16 scaled(const wide16& l, const Scale& s) { return narrow16(l.v, s.wide, s.reference); }
+    static DRIFTMAX_INLINE f32x16 scaled(const f64x16& l, const Scale& s) { return narrow16(l, s.wide, s.reference); }
     static float scaled(double l, const Scale& s) { return static_cast<float>(l * s.wide - s.reference); }
-    static DRIFTMAX_INLINE f32x16 above(const wide16& l, const Threshold& t) { return narrow16(l.v, 1.0, t.wide); }
+    static DRIFTMAX_INLINE f32x16 above(const f64x16& l, const Threshold& t) { return narrow16(l, 1.0, t.wide); }
 };
 
 // Sixteen values from p, of which n exist; the rest read as -inf.

@@ -102,14 +102,16 @@ float read_sum(const float* data, int64_t n, int threads) {
     float* sums = static_cast<float*>(scratch(0, static_cast<size_t>(pieces + 1) * 4));
     parallel_for(pieces, 4, threads, [&](int64_t p, int64_t end, int) {
         for (; p < end; ++p) {
-            int64_t stop = (p + 1) * piece < n ? (p + 1) * piece : n, i = p * piece;
+            int64_t stop = (p + 1) * piece < n ? (p + 1) * piece : n, i = p * piece, quarter = (stop - i) / 64 * 16;
             f32x16 a = splat(0), b = splat(0), c = splat(0), d = splat(0);
-            for (; i + 64 <= stop; i += 64) {
+            // Four streams: the hardware's prefetcher stops at page ends, and not at all four at once.
+            for (int64_t end = i + quarter; i < end; i += 16) {
                 a = a + load16(data + i);
-                b = b + load16(data + i + 16);
-                c = c + load16(data + i + 32);
-                d = d + load16(data + i + 48);
+                b = b + load16(data + i + quarter);
+                c = c + load16(data + i + 2 * quarter);
+                d = d + load16(data + i + 3 * quarter);
             }
+            i += 3 * quarter;
             float rest = 0;
             for (; i < stop; ++i) rest = rest + data[i];
             sums[p] = sum16((a + b) + (c + d)) + rest;

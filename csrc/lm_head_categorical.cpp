@@ -41,8 +41,11 @@ void add_sums(State& s, const Block& b) {
 void add_top(State& s, const float* p, int64_t n, const Block& b, Scale scale) {
     // A block whose top is below the second best cannot change either.
     if (s.started > 1 && !(static_cast<double>(b.top) + 1e-3 >= F32::scaled(s.second, scale))) return;
-    TopTwo t{s.started > 1 ? s.first : -kInf, s.started > 1 ? s.second : -kInf};
-    for (int64_t i = 0; i < n; ++i) t.offer(static_cast<double>(p[i]));
+    TopTwo t = top_two<F32>(p, n);
+    if (s.started > 1) {
+        t.offer(s.first);
+        t.offer(s.second);
+    }
     if (s.started == 1 || t.first > s.first) {
         scale.reference = b.reference;
         s.first_y = F32::scaled(t.first, scale) + (static_cast<double>(b.reference) - s.base);
@@ -72,7 +75,7 @@ public:
             else if (by_token) code = race_tokens(s, p, n, at, draw, temperature);
             if (code == kOk && (args_.stats || !(greedily || by_token))) {
                 Scale scale = scale_of(s, p, n, greedily ? 1.0 : temperature);
-                Block b = scan_block<F32>(p, n, scale, nullptr);
+                Block b = args_.stats ? scan_block<F32, true>(p, n, scale, nullptr) : scan_block<F32, false>(p, n, scale, nullptr);
                 if (!block_is_finite(b)) code = refuse(p, n);
                 else if (b.sum > 0 && add_block(s, p, n, b, scale, noise, at)) winner = at;
             }

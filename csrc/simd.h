@@ -48,6 +48,7 @@ DRIFTMAX_INLINE reg p_sub(reg a, reg b) { return _mm512_sub_ps(a, b); }
 DRIFTMAX_INLINE reg p_mul(reg a, reg b) { return _mm512_mul_ps(a, b); }
 DRIFTMAX_INLINE reg p_fma(reg a, reg b, reg c) { return _mm512_fmadd_ps(a, b, c); }
 DRIFTMAX_INLINE reg p_max(reg a, reg b) { return _mm512_max_ps(a, b); }  // b where either is NaN
+DRIFTMAX_INLINE reg p_min(reg a, reg b) { return _mm512_min_ps(a, b); }
 DRIFTMAX_INLINE ireg p_iadd(ireg a, ireg b) { return _mm512_add_epi32(a, b); }
 template <int n> DRIFTMAX_INLINE ireg p_shl(ireg a) { return _mm512_slli_epi32(a, n); }
 template <int n> DRIFTMAX_INLINE ireg p_shr(ireg a) { return _mm512_srli_epi32(a, n); }
@@ -55,12 +56,12 @@ DRIFTMAX_INLINE reg p_cvt(ireg a) { return _mm512_cvtepi32_ps(a); }
 DRIFTMAX_INLINE reg p_cast(ireg a) { return _mm512_castsi512_ps(a); }
 DRIFTMAX_INLINE ireg p_icast(reg a) { return _mm512_castps_si512(a); }
 DRIFTMAX_INLINE uint32_t p_ge(reg a, reg b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
-// float(p[i] * c - r), each step rounded in double but the last
-DRIFTMAX_INLINE reg p_narrow(const double* p, double c, double r) {
-    auto half = [&](const double* q) {
-        return _mm512_cvtpd_ps(_mm512_sub_pd(_mm512_mul_pd(_mm512_loadu_pd(q), _mm512_set1_pd(c)), _mm512_set1_pd(r)));
-    };
-    return _mm512_insertf32x8(_mm512_castps256_ps512(half(p)), half(p + 8), 1);
+using dreg = __m512d;
+DRIFTMAX_INLINE dreg p_load(const double* p) { return _mm512_loadu_pd(p); }
+// float(v * c - r), each step rounded in double but the last
+DRIFTMAX_INLINE reg p_narrow(dreg low, dreg high, double c, double r) {
+    auto half = [&](dreg v) { return _mm512_cvtpd_ps(_mm512_sub_pd(_mm512_mul_pd(v, _mm512_set1_pd(c)), _mm512_set1_pd(r))); };
+    return _mm512_insertf32x8(_mm512_castps256_ps512(half(low)), half(high), 1);
 }
 DRIFTMAX_INLINE reg p_keep_ge(reg x, reg a, reg b) { return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a, b, _CMP_GE_OQ), x); }
 DRIFTMAX_INLINE reg p_load(const uint16_t* p, bool half) {
@@ -80,6 +81,7 @@ DRIFTMAX_INLINE reg p_sub(reg a, reg b) { return _mm256_sub_ps(a, b); }
 DRIFTMAX_INLINE reg p_mul(reg a, reg b) { return _mm256_mul_ps(a, b); }
 DRIFTMAX_INLINE reg p_fma(reg a, reg b, reg c) { return _mm256_fmadd_ps(a, b, c); }
 DRIFTMAX_INLINE reg p_max(reg a, reg b) { return _mm256_max_ps(a, b); }
+DRIFTMAX_INLINE reg p_min(reg a, reg b) { return _mm256_min_ps(a, b); }
 DRIFTMAX_INLINE ireg p_iadd(ireg a, ireg b) { return _mm256_add_epi32(a, b); }
 template <int n> DRIFTMAX_INLINE ireg p_shl(ireg a) { return _mm256_slli_epi32(a, n); }
 template <int n> DRIFTMAX_INLINE ireg p_shr(ireg a) { return _mm256_srli_epi32(a, n); }
@@ -87,11 +89,11 @@ DRIFTMAX_INLINE reg p_cvt(ireg a) { return _mm256_cvtepi32_ps(a); }
 DRIFTMAX_INLINE reg p_cast(ireg a) { return _mm256_castsi256_ps(a); }
 DRIFTMAX_INLINE ireg p_icast(reg a) { return _mm256_castps_si256(a); }
 DRIFTMAX_INLINE uint32_t p_ge(reg a, reg b) { return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GE_OQ))); }
-DRIFTMAX_INLINE reg p_narrow(const double* p, double c, double r) {
-    auto half = [&](const double* q) {
-        return _mm256_cvtpd_ps(_mm256_sub_pd(_mm256_mul_pd(_mm256_loadu_pd(q), _mm256_set1_pd(c)), _mm256_set1_pd(r)));
-    };
-    return _mm256_insertf128_ps(_mm256_castps128_ps256(half(p)), half(p + 4), 1);
+using dreg = __m256d;
+DRIFTMAX_INLINE dreg p_load(const double* p) { return _mm256_loadu_pd(p); }
+DRIFTMAX_INLINE reg p_narrow(dreg low, dreg high, double c, double r) {
+    auto half = [&](dreg v) { return _mm256_cvtpd_ps(_mm256_sub_pd(_mm256_mul_pd(v, _mm256_set1_pd(c)), _mm256_set1_pd(r))); };
+    return _mm256_insertf128_ps(_mm256_castps128_ps256(half(low)), half(high), 1);
 }
 DRIFTMAX_INLINE reg p_keep_ge(reg x, reg a, reg b) { return _mm256_and_ps(x, _mm256_cmp_ps(a, b, _CMP_GE_OQ)); }
 DRIFTMAX_INLINE reg p_load(const uint16_t* p, bool half) {
@@ -110,6 +112,7 @@ DRIFTMAX_INLINE reg p_add(reg a, reg b) { return _mm_add_ps(a, b); }
 DRIFTMAX_INLINE reg p_sub(reg a, reg b) { return _mm_sub_ps(a, b); }
 DRIFTMAX_INLINE reg p_mul(reg a, reg b) { return _mm_mul_ps(a, b); }
 DRIFTMAX_INLINE reg p_max(reg a, reg b) { return _mm_max_ps(a, b); }
+DRIFTMAX_INLINE reg p_min(reg a, reg b) { return _mm_min_ps(a, b); }
 DRIFTMAX_INLINE ireg p_iadd(ireg a, ireg b) { return _mm_add_epi32(a, b); }
 template <int n> DRIFTMAX_INLINE ireg p_shl(ireg a) { return _mm_slli_epi32(a, n); }
 template <int n> DRIFTMAX_INLINE ireg p_shr(ireg a) { return _mm_srli_epi32(a, n); }
@@ -117,11 +120,11 @@ DRIFTMAX_INLINE reg p_cvt(ireg a) { return _mm_cvtepi32_ps(a); }
 DRIFTMAX_INLINE reg p_cast(ireg a) { return _mm_castsi128_ps(a); }
 DRIFTMAX_INLINE ireg p_icast(reg a) { return _mm_castps_si128(a); }
 DRIFTMAX_INLINE uint32_t p_ge(reg a, reg b) { return static_cast<uint32_t>(_mm_movemask_ps(_mm_cmpge_ps(a, b))); }
-DRIFTMAX_INLINE reg p_narrow(const double* p, double c, double r) {
-    auto half = [&](const double* q) {
-        return _mm_cvtpd_ps(_mm_sub_pd(_mm_mul_pd(_mm_loadu_pd(q), _mm_set1_pd(c)), _mm_set1_pd(r)));
-    };
-    return _mm_movelh_ps(half(p), half(p + 2));
+using dreg = __m128d;
+DRIFTMAX_INLINE dreg p_load(const double* p) { return _mm_loadu_pd(p); }
+DRIFTMAX_INLINE reg p_narrow(dreg low, dreg high, double c, double r) {
+    auto half = [&](dreg v) { return _mm_cvtpd_ps(_mm_sub_pd(_mm_mul_pd(v, _mm_set1_pd(c)), _mm_set1_pd(r))); };
+    return _mm_movelh_ps(half(low), half(high));
 }
 DRIFTMAX_INLINE reg p_keep_ge(reg x, reg a, reg b) { return _mm_and_ps(x, _mm_cmpge_ps(a, b)); }
 // Two lanes of fma: the product is exact in double, the sum is rounded to odd, and rounding an odd-rounded 53-bit value to 24
@@ -180,6 +183,7 @@ DRIFTMAX_INLINE reg p_sub(reg a, reg b) { return vsubq_f32(a, b); }
 DRIFTMAX_INLINE reg p_mul(reg a, reg b) { return vmulq_f32(a, b); }
 DRIFTMAX_INLINE reg p_fma(reg a, reg b, reg c) { return vfmaq_f32(c, a, b); }
 DRIFTMAX_INLINE reg p_max(reg a, reg b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
+DRIFTMAX_INLINE reg p_min(reg a, reg b) { return vbslq_f32(vcltq_f32(a, b), a, b); }
 DRIFTMAX_INLINE ireg p_iadd(ireg a, ireg b) { return vaddq_s32(a, b); }
 template <int n> DRIFTMAX_INLINE ireg p_shl(ireg a) { return vshlq_n_s32(a, n); }
 template <int n> DRIFTMAX_INLINE ireg p_shr(ireg a) { return vreinterpretq_s32_u32(vshrq_n_u32(vreinterpretq_u32_s32(a), n)); }
@@ -190,9 +194,11 @@ DRIFTMAX_INLINE uint32_t p_ge(reg a, reg b) {
     const uint32_t bit[4] = {1, 2, 4, 8};
     return vaddvq_u32(vandq_u32(vcgeq_f32(a, b), vld1q_u32(bit)));
 }
-DRIFTMAX_INLINE reg p_narrow(const double* p, double c, double r) {
-    auto half = [&](const double* q) { return vcvt_f32_f64(vsubq_f64(vmulq_f64(vld1q_f64(q), vdupq_n_f64(c)), vdupq_n_f64(r))); };
-    return vcombine_f32(half(p), half(p + 2));
+using dreg = float64x2_t;
+DRIFTMAX_INLINE dreg p_load(const double* p) { return vld1q_f64(p); }
+DRIFTMAX_INLINE reg p_narrow(dreg low, dreg high, double c, double r) {
+    auto half = [&](dreg v) { return vcvt_f32_f64(vsubq_f64(vmulq_f64(v, vdupq_n_f64(c)), vdupq_n_f64(r))); };
+    return vcombine_f32(half(low), half(high));
 }
 DRIFTMAX_INLINE reg p_keep_ge(reg x, reg a, reg b) {
     return vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(x), vcgeq_f32(a, b)));
@@ -234,6 +240,9 @@ DRIFTMAX_INLINE reg p_fma(reg a, reg b, reg c) {
 DRIFTMAX_INLINE reg p_max(reg a, reg b) {
     return p_map([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
 }
+DRIFTMAX_INLINE reg p_min(reg a, reg b) {
+    return p_map([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
+}
 DRIFTMAX_INLINE ireg p_iadd(ireg a, ireg b) {
     return p_imap([&](int i) { return static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) + static_cast<uint32_t>(b.v[i])); });
 }
@@ -261,8 +270,12 @@ DRIFTMAX_INLINE uint32_t p_ge(reg a, reg b) {
     for (int i = 0; i < 4; ++i) m |= static_cast<uint32_t>(a.v[i] >= b.v[i]) << i;
     return m;
 }
-DRIFTMAX_INLINE reg p_narrow(const double* p, double c, double r) {
-    return p_map([&](int i) { return static_cast<float>(p[i] * c - r); });
+struct dreg {
+    double v[2];
+};
+DRIFTMAX_INLINE dreg p_load(const double* p) { return {{p[0], p[1]}}; }
+DRIFTMAX_INLINE reg p_narrow(dreg low, dreg high, double c, double r) {
+    return p_map([&](int i) { return static_cast<float>((i < 2 ? low.v[i] : high.v[i - 2]) * c - r); });
 }
 DRIFTMAX_INLINE reg p_keep_ge(reg x, reg a, reg b) {
     return p_map([&](int i) { return a.v[i] >= b.v[i] ? x.v[i] : 0.0f; });
@@ -297,6 +310,9 @@ struct f32x16 {
 struct i32x16 {
     ireg r[kRegs];
 };
+struct f64x16 {
+    dreg r[2 * kRegs];
+};
 
 // Apply an expression in `i` to each register.
 #define DRIFTMAX_EACH(Type, expression)                      \
@@ -308,7 +324,14 @@ DRIFTMAX_INLINE f32x16 splat(float x) { DRIFTMAX_EACH(f32x16, p_set(x)); }
 DRIFTMAX_INLINE i32x16 isplat(int32_t x) { DRIFTMAX_EACH(i32x16, p_iset(x)); }
 DRIFTMAX_INLINE f32x16 load16(const float* p) { DRIFTMAX_EACH(f32x16, p_load(p + i * kWidth)); }
 DRIFTMAX_INLINE i32x16 iload16(const uint32_t* p) { DRIFTMAX_EACH(i32x16, p_iload(p + i * kWidth)); }
-DRIFTMAX_INLINE f32x16 narrow16(const double* p, double c, double r) { DRIFTMAX_EACH(f32x16, p_narrow(p + i * kWidth, c, r)); }
+DRIFTMAX_INLINE f64x16 load16(const double* p) {
+    f64x16 out;
+    for (int i = 0; i < 2 * kRegs; ++i) out.r[i] = p_load(p + i * (kWidth / 2));
+    return out;
+}
+DRIFTMAX_INLINE f32x16 narrow16(const f64x16& a, double c, double r) {
+    DRIFTMAX_EACH(f32x16, p_narrow(a.r[2 * i], a.r[2 * i + 1], c, r));
+}
 DRIFTMAX_INLINE f32x16 load_half16(const uint16_t* p, bool half) { DRIFTMAX_EACH(f32x16, p_load(p + i * kWidth, half)); }
 DRIFTMAX_INLINE void store16(float* p, f32x16 a) {
     for (int i = 0; i < kRegs; ++i) p_store(p + i * kWidth, a.r[i]);
@@ -317,8 +340,17 @@ DRIFTMAX_INLINE f32x16 operator+(f32x16 a, f32x16 b) { DRIFTMAX_EACH(f32x16, p_a
 DRIFTMAX_INLINE f32x16 operator-(f32x16 a, f32x16 b) { DRIFTMAX_EACH(f32x16, p_sub(a.r[i], b.r[i])); }
 DRIFTMAX_INLINE f32x16 operator*(f32x16 a, f32x16 b) { DRIFTMAX_EACH(f32x16, p_mul(a.r[i], b.r[i])); }
 DRIFTMAX_INLINE f32x16 fma(f32x16 a, f32x16 b, f32x16 c) { DRIFTMAX_EACH(f32x16, p_fma(a.r[i], b.r[i], c.r[i])); }
+// a * b + c where a * b is exact (b a power of two): one rounding, fused or not.
+DRIFTMAX_INLINE f32x16 add_product(f32x16 a, f32x16 b, f32x16 c) {
+#if DRIFTMAX_AVX512 || DRIFTMAX_AVX2 || DRIFTMAX_NEON
+    return fma(a, b, c);
+#else
+    return a * b + c;
+#endif
+}
 // b where either is NaN
 DRIFTMAX_INLINE f32x16 max(f32x16 a, f32x16 b) { DRIFTMAX_EACH(f32x16, p_max(a.r[i], b.r[i])); }
+DRIFTMAX_INLINE f32x16 min(f32x16 a, f32x16 b) { DRIFTMAX_EACH(f32x16, p_min(a.r[i], b.r[i])); }
 DRIFTMAX_INLINE i32x16 operator+(i32x16 a, i32x16 b) { DRIFTMAX_EACH(i32x16, p_iadd(a.r[i], b.r[i])); }
 template <int n> DRIFTMAX_INLINE i32x16 shl(i32x16 a) { DRIFTMAX_EACH(i32x16, p_shl<n>(a.r[i])); }
 template <int n> DRIFTMAX_INLINE i32x16 shr(i32x16 a) { DRIFTMAX_EACH(i32x16, p_shr<n>(a.r[i])); }

@@ -30,9 +30,24 @@ struct TopTwo {
     }
 };
 
+// Of values without NaN.
 template <typename E> TopTwo top_two(const typename E::raw* p, int64_t n) {
     TopTwo t;
-    for (int64_t i = 0; i < n; ++i) t.offer(static_cast<double>(E::get(p + i)));
+    if constexpr (std::is_same_v<typename E::value, float>) {
+        f32x16 first = splat(-kInfF), second = first;
+        for (int64_t i = 0; i < n; i += 16) {
+            f32x16 l = n - i >= 16 ? E::load(p + i) : load_part<E>(p + i, n - i);
+            second = max(second, min(first, l));
+            first = max(first, l);
+        }
+        float firsts[16], seconds[16];
+        store16(firsts, first);
+        store16(seconds, second);
+        for (float v : firsts) t.offer(static_cast<double>(v));
+        for (float v : seconds) t.offer(static_cast<double>(v));
+    } else {
+        for (int64_t i = 0; i < n; ++i) t.offer(E::get(p + i));
+    }
     return t;
 }
 

@@ -8,18 +8,24 @@ DRIFTMAX_BEGIN
 
 constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer and leaves that in the low bits
 
-// 2^y for y in [-126, 127], relative error 2^-23.4, exactly 1 at 0. NaN gives garbage or NaN: callers watch y itself.
-DRIFTMAX_INLINE f32x16 exp2_16(f32x16 y) {
-    f32x16 t = y + splat(kMagic);
-    f32x16 r = y - (t - splat(kMagic));
+// 2^r for |r| <= 1/2, relative error 2^-23.4, exactly 1 at 0.
+DRIFTMAX_INLINE f32x16 exp2_poly(f32x16 r) {
     f32x16 p = splat(0x1.5bba18p-10f);
     p = fma(p, r, splat(0x1.3cea88p-7f));
     p = fma(p, r, splat(0x1.c6b752p-5f));
     p = fma(p, r, splat(0x1.ebf9bcp-3f));
     p = fma(p, r, splat(0x1.62e42ap-1f));
-    p = fma(p, r, splat(1.0f));
-    return as_float(as_int(p) + shl<23>(as_int(t)));
+    return fma(p, r, splat(1.0f));
 }
+
+// 2^y for y in [-126, 127]. NaN gives garbage or NaN: callers watch y itself.
+DRIFTMAX_INLINE f32x16 exp2_16(f32x16 y) {
+    f32x16 t = y + splat(kMagic);
+    return as_float(as_int(exp2_poly(y - (t - splat(kMagic)))) + shl<23>(as_int(t)));
+}
+
+// 2^n of t = kMagic + 127 + n, an integer n in [-126, 127].
+DRIFTMAX_INLINE f32x16 power_of(f32x16 t) { return as_float(shl<23>(as_int(t))); }
 
 template <typename F> struct Real;
 
