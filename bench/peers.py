@@ -1,4 +1,4 @@
-"""The usual ways to draw the same samples in torch, each at its best setting.
+"""The usual ways to draw the same samples in torch, each at its best setting (and one as people write it).
 
 Noise goes into a buffer made once, and every step that can runs in place, so that a peer is never slowed by
 temporaries it could avoid. The filters follow the semantics of the common `transformers` logits processors.
@@ -23,6 +23,11 @@ def gumbel_argmax(logits: torch.Tensor, dtype: torch.dtype) -> Draw:
         return noise.argmax(-1)
 
     return draw
+
+
+def gumbel_as_written(logits: torch.Tensor) -> Draw:
+    """The line most code has: float32 uniforms that may be 0, and a temporary for every step."""
+    return lambda: (logits - torch.log(-torch.log(torch.rand_like(logits)))).argmax(-1)
 
 
 def exponential_race(logits: torch.Tensor) -> Draw:

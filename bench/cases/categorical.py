@@ -114,6 +114,8 @@ def _headline(settings: Settings) -> Iterator[Workload]:
     everyone = peers.unfiltered_peers(logits)
     if settings.quick:  # a second a call each, and in the other rows
         del everyone["torch gumbel fp64"], everyone["torch race fp32"]
+    else:
+        everyone["torch gumbel fp32, as usually written"] = peers.gumbel_as_written(logits)
     yield workload(settings, "block, stats", logits, everyone, return_stats=True)
     race = {"torch gumbel fp32": everyone["torch gumbel fp32"]}
     yield workload(settings, "block", logits, {} if settings.quick else race)

@@ -14,7 +14,7 @@ PerRowInt: TypeAlias = int | Sequence[int] | Tensor
 
 #: Codes of the compiled core.
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3, torch.int32: 4}
-FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+FLOATS = frozenset((torch.float32, torch.float64, torch.float16, torch.bfloat16))
 METHODS = {"auto": 0, "block": 0, "gumbel": 1}
 
 
@@ -52,14 +52,13 @@ class Options(NamedTuple):
 
 def check_floats(name: str, value: Tensor, least_dim: int = 1) -> None:
     """Raise unless `value` is a floating-point tensor with at least `least_dim` dimensions."""
+    if isinstance(value, Tensor) and value.dtype in FLOATS and value.ndim >= least_dim:
+        return
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, not {type(value).__name__}")
     if value.dtype not in FLOATS:
         raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, not {value.dtype}")
-    if value.dim() < least_dim:
-        raise ValueError(
-            f"{name} must have at least {least_dim} dimension(s), not shape {tuple(value.shape)}"
-        )
+    raise ValueError(f"{name} must have at least {least_dim} dimension(s), not shape {tuple(value.shape)}")
 
 
 def rows_first(values: Tensor) -> Tensor:
