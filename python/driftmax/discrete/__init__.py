@@ -1,0 +1,1 @@
+"""Masked discrete diffusion: networks, losses, likelihoods, training, and the samplers."""
