@@ -26,16 +26,17 @@ struct Scale {
 
 // E::scaled(double) is y of one value, rounded so that no larger value has a smaller y.
 
-// A score to beat, in units of logits, rounded down so that screening never loses a token.
+// A score to beat, in units of logits, rounded down so that screening never loses a token. E::gap is (l - threshold) * slope,
+// rounded up likewise: by the logit for float64, by `offset` for the others.
 struct Threshold {
-    float narrow;
+    float offset;
     double wide;
-    explicit Threshold(double value) {
+    Threshold(double value, float slope) {
         wide = value - (value < 0 ? -value : value) * 0x1p-50;
-        float f = static_cast<float>(value);
-        f = f - (f < 0 ? -f : f) * 0x1p-22f;
-        narrow = f - 1e-37f;
-        if (!(narrow < kInfF)) narrow = -kInfF, wide = -kInf;  // overflow: screen nothing out
+        double scaled = -value * static_cast<double>(slope);
+        offset = static_cast<float>(scaled + (scaled < 0 ? -scaled : scaled) * 0x1p-22) + 1e-37f;
+        // Nothing to beat, or out of a float's range: screen nothing out.
+        if (!(wide > -kInf) || !(offset > -0x1p120f)) offset = kInfF;
     }
 };
 
@@ -49,7 +50,8 @@ template <typename Raw> struct Float32Like {
         store16(lanes, scaled(splat(f), s));
         return lanes[0];
     }
-    static DRIFTMAX_INLINE f32x16 above(f32x16 l, const Threshold& t) { return l - splat(t.narrow); }
+    static DRIFTMAX_INLINE f32x16 gap(f32x16 l, const Threshold& t, float slope) { return fma(l, splat(slope), splat(t.offset)); }
+    static DRIFTMAX_INLINE f32x16 narrow(f32x16 l) { return l; }
 };
 
 struct F32 : Float32Like<float> {
@@ -77,7 +79,10 @@ struct F64 {
     static double get(const double* p) { return *p; }
     static DRIFTMAX_INLINE f32x16 scaled(const f64x16& l, const Scale& s) { return narrow16(l, s.wide, s.reference); }
     static float scaled(double l, const Scale& s) { return static_cast<float>(l * s.wide - s.reference); }
-    static DRIFTMAX_INLINE f32x16 above(const f64x16& l, const Threshold& t) { return narrow16(l, 1.0, t.wide); }
+    static DRIFTMAX_INLINE f32x16 gap(const f64x16& l, const Threshold& t, float slope) {
+        return narrow16(l, 1.0, t.wide) * splat(slope);
+    }
+    static DRIFTMAX_INLINE f32x16 narrow(const f64x16& l) { return narrow16(l, 1.0, 0.0); }
 };
 
 // Sixteen values from p, of which n exist; the rest read as -inf.

@@ -48,8 +48,9 @@ public:
           // towards zero, so that rounding never rejects
           slope_(static_cast<float>(kLog2e / temperature * (1.0 - 0x1p-20))),
           kept_(kept),
-          threshold_(-kInf) {
+          threshold_(-kInf, slope_) {
         if (!(slope_ < 0x1p126f)) slope_ = 0x1p126f;
+        threshold_ = Threshold(-kInf, slope_);
     }
 
     Sink sink;
@@ -60,32 +61,42 @@ public:
         alignas(64) uint32_t hi[kBlock];
         philox_words(hi, noise_, static_cast<uint64_t>(begin) / 4, (n + 3) / 4);
         const typename E::raw* p = row + begin;
-        if constexpr (Sink::kFavourite) {
-            int64_t favourite = largest<E>(p, n);
-            if (favourite >= 0) evaluate<E>(p, begin, favourite, hi);
-        }
+        bool blunt = Sink::kFavourite;  // could a better score of this block still sharpen the screen?
         for (int64_t i = 0; i < n; i += 16) {
-            bool whole = n - i >= 16;
-            auto l = whole ? E::load(p + i) : load_part<E>(p + i, n - i);
-            f32x16 gap = E::above(l, threshold_) * splat(slope_);
-            uint32_t alive = ~ge(log2_below(iload16(hi + i)), gap) & (whole ? 0xffffu : (1u << (n - i)) - 1u);
+            uint32_t alive = screen<E>(p, i, n, hi);
+            if (__builtin_expect(alive == 0, 1)) continue;
+            if (blunt && __builtin_popcount(alive) > kMany) {
+                blunt = false;
+                int64_t favourite = largest<E>(p, n);
+                if (favourite >= 0) evaluate<E>(p, begin, favourite, hi);
+                alive = screen<E>(p, i, n, hi);
+            }
             for (; alive; alive &= alive - 1) evaluate<E>(p, begin, i + __builtin_ctz(alive), hi);
         }
     }
 
 private:
+    static constexpr int kMany = 3;  // survivors among sixteen tokens that are worth a look for the block's largest logit
+
+    // Which of the sixteen tokens from i may still win, NaNs among them.
+    template <typename E> DRIFTMAX_INLINE uint32_t screen(const typename E::raw* p, int64_t i, int64_t n, const uint32_t* hi) const {
+        bool whole = n - i >= 16;
+        auto l = whole ? E::load(p + i) : load_part<E>(p + i, n - i);
+        f32x16 gap = E::gap(l, threshold_, slope_);
+        return ~ge(log2_below(iload16(hi + i)), gap) & (whole ? 0xffffu : (1u << (n - i)) - 1u);
+    }
+
     // Index of the block's largest value if that beats the largest seen so far: a good first score makes the screen sharp.
     template <typename E> int64_t largest(const typename E::raw* p, int64_t n) {
         f32x16 top = splat(-kInfF);
-        const Threshold zero(0.0);
         int64_t i = 0;
-        for (; i + 16 <= n; i += 16) top = max(top, E::above(E::load(p + i), zero));
-        if (i < n) top = max(top, E::above(load_part<E>(p + i, n - i), zero));
+        for (; i + 16 <= n; i += 16) top = max(top, E::narrow(E::load(p + i)));
+        if (i < n) top = max(top, E::narrow(load_part<E>(p + i, n - i)));
         float value = max16(top);
         if (!(value > seen_)) return -1;
         seen_ = value;
         for (i = 0; i < n; i += 16) {
-            uint32_t at = ge(E::above(n - i >= 16 ? E::load(p + i) : load_part<E>(p + i, n - i), zero), splat(value));
+            uint32_t at = ge(E::narrow(n - i >= 16 ? E::load(p + i) : load_part<E>(p + i, n - i)), splat(value));
             if (at) return i + __builtin_ctz(at);
         }
         return -1;
@@ -97,7 +108,7 @@ private:
         else if (l == kInf && code != kNaN) code = kInfinite;
         if (!(l > -kInf) || !kept_(l, begin + i)) return;
         sink.offer(l / temperature_ + gumbel<double>(hi[i], low_.word(static_cast<uint64_t>(begin + i))), begin + i);
-        threshold_ = Threshold(sink.bound() * temperature_);
+        threshold_ = Threshold(sink.bound() * temperature_, slope_);
     }
 
     Stream noise_, low_;

@@ -1,8 +1,9 @@
-"""The ``driftmax`` command: ``bench``, ``doctor`` and ``compile``.
+"""The ``driftmax`` command: ``bench``, ``generate``, ``doctor`` and ``compile``.
 
-This file only parses arguments and prints; the work is in :mod:`driftmax.bench`, :mod:`driftmax.doctor` and
-:mod:`driftmax.aot`, imported when their subcommand is called. Exit codes: 0 all well, 1 a check failed (a
-gate, a self-test, a kernel that does not compile), 2 wrong usage or something missing.
+This file only parses arguments and prints; the work is in :mod:`driftmax.bench`,
+:mod:`driftmax.discrete.generate`, :mod:`driftmax.doctor` and :mod:`driftmax.aot`, imported when their
+subcommand is called. Exit codes: 0 all well, 1 a check failed (a gate, a self-test, a kernel that does not
+compile), 2 wrong usage or something missing.
 """
 
 from __future__ import annotations
@@ -61,6 +62,10 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--list", action="store_true", help="list the cases and stop")
     bench.set_defaults(run=_bench)
 
+    _generate_parser(
+        commands.add_parser("generate", help="Python-like text from the shipped byte-level model")
+    )
+
     doctor = commands.add_parser(
         "doctor",
         help="what is installed, what is missing and why, and a self-test",
@@ -83,6 +88,36 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _generate_parser(generate: argparse.ArgumentParser) -> None:
+    generate.description = (
+        "Draw text from the byte-level masked-diffusion model that ships with driftmax, trained on the Python "
+        "standard library. The text goes to the standard output, the seed and the network calls to the "
+        "standard error."
+    )
+    source = generate.add_mutually_exclusive_group()
+    source.add_argument("--prompt", metavar="TEXT", help="how the text begins")
+    source.add_argument(
+        "--infill",
+        type=Path,
+        metavar="FILE",
+        help="fill the gaps <?N?> (N bytes each) of this file; - is stdin",
+    )
+    generate.add_argument(
+        "--sampler", default="plan", metavar="NAME", help="plan (default), first-hitting, ancestral or euler"
+    )
+    generate.add_argument(
+        "--steps", type=_positive, metavar="N", help="steps per 256 bytes (default: one byte at a time)"
+    )
+    generate.add_argument(
+        "--length", type=_positive, metavar="N", help="bytes after the prompt (default: up to 256 with it)"
+    )
+    generate.add_argument(
+        "--seed", type=int, metavar="N", help="repeat a text (default: a new one each time)"
+    )
+    generate.add_argument("--watch", action="store_true", help="show the text while it unmasks")
+    generate.set_defaults(run=_generate)
+
+
 def _bench(arguments: argparse.Namespace) -> int:
     from driftmax.bench import runner
 
@@ -96,6 +131,20 @@ def _bench(arguments: argparse.Namespace) -> int:
         plot=arguments.plot,
         device=arguments.device,
         threads=arguments.threads,
+    )
+
+
+def _generate(arguments: argparse.Namespace) -> int:
+    from driftmax.discrete import generate
+
+    return generate.run(
+        prompt=arguments.prompt,
+        infill=arguments.infill,
+        sampler=arguments.sampler,
+        steps=arguments.steps,
+        length=arguments.length,
+        seed=arguments.seed,
+        watch=arguments.watch,
     )
 
 
