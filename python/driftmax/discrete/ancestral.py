@@ -1,0 +1,107 @@
+"""`Ancestral` and `Euler`: step down a time grid, unmask each position with the step's probability."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from driftmax import random
+from driftmax.discrete.problem import Problem, State, first_state
+from driftmax.discrete.reveal import drawn_tokens, position_streams
+
+__all__ = ["Ancestral", "Euler"]
+
+
+@dataclass(frozen=True)
+class _GridSampler(ABC):
+    """Steps of a time grid; a subclass says how likely a masked position is unmasked in each."""
+
+    @abstractmethod
+    def probabilities(self, problem: Problem, times: Tensor) -> Tensor:
+        """Unmasking probability of each step, float64 [steps], from the grid's times [steps + 1]."""
+
+    def init(self, problem: Problem) -> State:
+        """The state before the first step."""
+        steps = problem.need_steps(type(self).__name__)
+        if problem.cache:
+            problem.need_time_independence("cache=True")
+        times = problem.schedule.grid(steps)
+        probability = self.probabilities(problem, times).clamp(0.0, 1.0)
+        probability[-1] = 1.0  # the last step leaves no mask
+        return first_state(problem, steps, (times, probability.tolist()))
+
+    def step(self, state: State) -> State:
+        """Decide which positions unmask in this step; if any, or without a cache, call the network."""
+        problem, k = state.problem, state.step
+        times, probability = state.memo
+        u = random.uniform(
+            problem.shape, rng=problem.streams.at(step=k), dtype=torch.float64, device=problem.device
+        )
+        row, position = (state.masked & (u < probability[k])).nonzero(as_tuple=True)
+        chosen = None
+        local = row
+        if problem.cache:
+            if not row.numel():
+                return state.without_call()
+            if not problem.whole_batch:
+                chosen, local = row.unique_consecutive(return_inverse=True)
+        batch = state.tokens if chosen is None else state.tokens[chosen]
+        t = times[k].to(torch.float32).expand(batch.shape[0]).to(batch.device)
+        streams = position_streams(problem, row, position, k)
+        tokens = state.tokens.clone()
+        tokens[row, position] = drawn_tokens(problem, batch, t, local, position, streams)
+        return state.after(tokens, chosen, row.numel())
+
+
+@dataclass(frozen=True)
+class Ancestral(_GridSampler):
+    """Ancestral sampling (tau-leaping with the exact unmasking probability) on an equally spaced grid.
+
+    A position masked at t is unmasked by s with probability (alpha_s - alpha_t) / (1 - alpha_t),
+    independently of the others (Ou et al., 2024; Sahoo et al., 2024). The clock decides *whether*, a clean
+    categorical draws *what*: the mask is never a category, so that no rounding of noise can favour it.
+
+    With ``cache=True``, for time-independent networks, a call serves only the rows that reveal something; the
+    expected number of those is n (1 - (1 - 1/n)**l) for each row of l masks.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from driftmax.discrete import Ancestral, Cosine, sample
+    >>> def model(tokens, t): return torch.zeros(*tokens.shape, 5)
+    >>> result = sample(
+    ...     model, (2, 8), mask_id=5, sampler=Ancestral(), schedule=Cosine(), steps=4, rng=0, cache=False
+    ... )
+    >>> result.nfe
+    4
+    """
+
+    def probabilities(self, problem: Problem, times: Tensor) -> Tensor:
+        """(alpha_s - alpha_t) / (1 - alpha_t) of each step."""
+        return problem.schedule.unmask_probability(times[1:], times[:-1])
+
+
+@dataclass(frozen=True)
+class Euler(_GridSampler):
+    """Euler steps of the reverse process: probability dt sigma(t) alpha / (1 - alpha), at most 1.
+
+    First-order where `Ancestral` is exact in the clock (Lou et al., 2024; Ou et al., 2024). For schedules
+    whose alpha is linear in t the two agree.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from driftmax.discrete import Euler, sample
+    >>> def model(tokens, t): return torch.zeros(*tokens.shape, 5)
+    >>> sample(model, (2, 8), mask_id=5, sampler=Euler(), steps=4, rng=0, cache=False).nfe
+    4
+    """
+
+    def probabilities(self, problem: Problem, times: Tensor) -> Tensor:
+        """dt sigma(t) e^{-sigma_bar} / (1 - e^{-sigma_bar}) at the start of each step."""
+        start = times[:-1]
+        # sigma alpha = -alpha', finite also where alpha is 0 and sigma is not
+        return (start - times[1:]) * problem.schedule.masked_rate(start) / problem.schedule.masked(start)

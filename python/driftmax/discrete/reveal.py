@@ -1,0 +1,82 @@
+"""Draw tokens at chosen positions: one network call, then the head and the draw only where needed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from driftmax.discrete.problem import Problem
+from driftmax.ops.categorical import categorical
+from driftmax.ops.lm_head_categorical import lm_head_categorical
+from driftmax.random import RowStreams
+
+__all__ = ["drawn_tokens", "forbid", "position_streams"]
+
+
+def position_streams(problem: Problem, rows: Tensor, positions: Tensor, step: int = 0) -> RowStreams:
+    """The streams of single positions: draw i belongs to row ``rows[i]``, position ``positions[i]``."""
+    return problem.streams[rows].at(step=step, positions=positions)
+
+
+def forbid(logits: Tensor, problem: Problem) -> Tensor:
+    """`logits` [..., V] with -inf, in place, for the mask and for banned tokens."""
+    vocab = logits.shape[-1]
+    for token in {problem.mask_id, *(problem.banned or ())}:
+        if 0 <= token < vocab:
+            logits[..., token] = -torch.inf
+    return logits
+
+
+def _head(problem: Problem) -> tuple[Tensor, Tensor | None] | None:
+    """Weight and bias of the model's head, forbidden tokens at -inf; None where it exposes none."""
+    head = getattr(problem.model, "head", None)
+    if head is None or not callable(getattr(problem.model, "features", None)):
+        return None
+    weight, bias = head
+    vocab = weight.shape[0]
+    forbidden = [token for token in {problem.mask_id, *(problem.banned or ())} if 0 <= token < vocab]
+    if forbidden:
+        bias = weight.new_zeros(vocab) if bias is None else bias.detach().clone()
+        bias[forbidden] = -torch.inf
+    return weight, bias
+
+
+@torch.no_grad()
+def drawn_tokens(
+    problem: Problem,
+    batch: Tensor,
+    t: Tensor | None,
+    rows: Tensor,
+    positions: Tensor,
+    streams: RowStreams,
+) -> Tensor:
+    """Call the network on `batch` [n, L] and draw at (``rows[i]``, ``positions[i]``) from ``streams[i]``.
+
+    Returns int64 [m]. `t` is [n] or None. With no position the network is called and its output dropped.
+    """
+    options: dict[str, Any] = {
+        "temperature": problem.temperature,
+        "top_k": problem.top_k,
+        "top_p": problem.top_p,
+        "min_p": problem.min_p,
+        "rng": streams,
+    }
+    head = _head(problem) if problem.time_independent else None
+    if head is not None:
+        hidden = problem.model.features(batch)
+        if not rows.numel():
+            return rows
+        drawn: Tensor = lm_head_categorical(hidden[rows, positions], head[0], head[1], **options)
+        return drawn
+    logits = problem.model(batch) if problem.time_independent else problem.model(batch, t)
+    if logits.ndim != 3 or logits.shape[:2] != batch.shape:
+        raise ValueError(
+            f"the model returned logits of shape {tuple(logits.shape)} for tokens of shape "
+            f"{tuple(batch.shape)}; wanted [rows, length, vocabulary]"
+        )
+    if not rows.numel():
+        return rows
+    tokens: Tensor = categorical(forbid(logits[rows, positions], problem), **options)
+    return tokens
