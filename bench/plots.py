@@ -110,6 +110,72 @@ def law(rows: Rows, path: Path) -> None:
     plt.close(figure)
 
 
+CALLS = {
+    "plain loop": (GREY, "--", "", "plain loop: a call a step"),
+    "batch cache": (ORANGE, "-", "o", "cache of the whole batch's output"),
+    "driftmax Plan": (GREEN, "-", "D", "driftmax Plan: rows on their own clocks"),
+    "one row, expected": (INK, ":", "", "n (1 - (1 - 1/n)^L), one row"),
+}
+
+
+def _calls_panel(axes: Any, rows: Rows, batch: int) -> None:
+    for sampler, (color, dashes, marker, label) in CALLS.items():
+        line = [row for row in rows if row["sampler"] == sampler and int(row["B"]) == batch and int(row["n"])]
+        axes.plot(
+            [int(row["n"]) for row in line],
+            [float(row["value"]) for row in line],
+            color=color,
+            linestyle=dashes,
+            marker=marker,
+            markersize=7,
+            label=label,
+            zorder=3 if sampler == "plain loop" else 2,  # it may lie under another
+        )
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log", base=2)
+    axes.set_xlabel("steps n of the time grid")
+    axes.set_title(f"Network calls, batch of {batch}", loc="left", fontsize=11)
+    _tidy(axes)
+
+
+def discrete(rows: Rows, path: Path) -> None:
+    """Network calls against steps, and seconds per sequence of each sampler.
+
+    Parameters
+    ----------
+    rows : sequence of mappings
+        Rows of the discrete case, fresh or read back from its CSV file.
+    path : Path
+        The picture to write.
+    """
+    plt = _pyplot()
+    figure, panels = plt.subplots(1, 3, figsize=(14.5, 4.6), constrained_layout=True)
+    calls = [row for row in rows if row["what"] == "calls"]
+    for axes, batch in zip(panels, sorted({int(row["B"]) for row in calls}), strict=False):
+        _calls_panel(axes, calls, batch)
+    panels[0].set_ylabel("network calls of the batch")
+    panels[0].legend(frameon=False, fontsize=8.5, loc="upper left")
+    timed = [row for row in rows if row["quantity"] == "s per sequence"]
+    colors = {"driftmax Plan": GREEN, "driftmax Ancestral": BLUE}
+    labels = [f"{r['sampler']}\n{r['what']}, B = {r['B']}, n = {r['n']}" for r in timed]
+    seconds = [float(row["value"]) for row in timed]
+    panels[2].barh(
+        range(len(timed)), seconds, color=[colors.get(str(r["sampler"]), ORANGE) for r in timed], height=0.62
+    )
+    for i, value in enumerate(seconds):
+        panels[2].annotate(
+            f"{value:.3g} s", (value, i), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8
+        )
+    panels[2].set_yticks(range(len(timed)), labels, fontsize=7.5)
+    panels[2].invert_yaxis()
+    panels[2].set_xscale("log")
+    panels[2].set_xlim(right=max(seconds) * 8)
+    panels[2].set_title("Seconds per sequence (L = {})".format(timed[0]["L"]), loc="left", fontsize=11)
+    _tidy(panels[2])
+    _save(figure, path)
+    plt.close(figure)
+
+
 def _label(row: Mapping[str, Any]) -> str:
     isa = f" [{row['isa']}]" if row.get("isa") else ""
     return f"{row['case']}, {row['variant']}\n{row['dtype']}, {row['N']} x {row['V']}{isa}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,8 @@ class Finding:
         Tidy, all with the same columns.
     csv_name, plot_name : str
         File names, used beside the files that the command line names.
+    draw : callable
+        Draws the rows into a picture: ``draw(rows, path)``.
     failure : str or None
         What is wrong, if something is: the command then exits with code 1.
     """
@@ -34,6 +36,7 @@ class Finding:
     rows: Sequence[Row]
     csv_name: str
     plot_name: str
+    draw: Callable[[Sequence[Row], Path], None]
     failure: str | None = None
 
 

@@ -93,7 +93,7 @@ def run(
     cases : sequence of str, optional
         Names from :data:`driftmax.bench.cases.CASES`; all by default.
     csv, plot : Path, optional
-        Where rows and the picture go. The law case writes ``law.csv`` and ``fp32_fault.png`` beside them.
+        Where rows and the picture go. The law and discrete cases write their own beside them.
     device : {"cpu", "cuda"}, default "cpu"
     threads : int, optional
         Threads of torch and driftmax; torch's present number by default.
@@ -157,4 +157,4 @@ def _store(state: _Run, findings: Sequence[report.Finding], csv: Path | None, pl
         if state.rows:
             plots.speed(state.rows, plot)
         for finding in findings:
-            plots.law(finding.rows, plot.with_name(finding.plot_name))
+            finding.draw(finding.rows, plot.with_name(finding.plot_name))

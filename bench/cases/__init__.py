@@ -12,6 +12,7 @@ CASES = {
     "lm_head_categorical": "hidden states and head weights to tokens, logits never stored",
     "fill": "uniform, exponential, Gumbel and normal fills",
     "overhead": "what one call on a tiny tensor costs beside the work",
+    "discrete": "masked diffusion: network calls, sampler time, RADD-small end to end",
     "law": "the fault figure: what fp32 noise does to masked-diffusion sampling",
 }
 

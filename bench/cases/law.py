@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from .. import plots
 from ..harness import Settings
 from ..report import Finding, Row
 
@@ -250,4 +251,4 @@ def report(settings: Settings) -> Finding:
             rows.append(row)
             if name == "driftmax" and not abs(float(row["tv"])) < SIGMA * float(row["tv_error"]):
                 failure = f"law: driftmax at N = {n} is {row['tv']} +- {row['tv_error']} from the exact law"
-    return Finding(_text(rows, entropy(pi)), rows, "law.csv", "fp32_fault.png", failure)
+    return Finding(_text(rows, entropy(pi)), rows, "law.csv", "fp32_fault.png", plots.law, failure)

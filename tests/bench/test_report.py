@@ -14,12 +14,12 @@ PNG = b"\x89PNG"
 
 
 def test_a_whole_quick_run(tiny: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Every case, with rows and both pictures, on tiny shapes."""
+    """Every case, with rows and all pictures, on tiny shapes."""
     code = runner.run(quick=True, csv=tmp_path / "cpu.csv", plot=tmp_path / "speed.png")
     printed = capsys.readouterr().out
     assert code == 0, printed
     rows = report.read_csv(tmp_path / "cpu.csv")
-    assert {row["case"] for row in rows} == set(CASES) - {"law"}
+    assert {row["case"] for row in rows} == set(CASES) - {"law", "discrete"}
     for row in rows:
         assert float(row["median_ms"]) > 0
         assert (row["share_of_limit"] != "") == (row["contender"] == SUBJECT)
@@ -27,6 +27,8 @@ def test_a_whole_quick_run(tiny: Settings, tmp_path: Path, capsys: pytest.Captur
         assert row["date"]
     assert (tmp_path / "speed.png").read_bytes().startswith(PNG)
     assert (tmp_path / "fp32_fault.png").read_bytes().startswith(PNG)
+    assert (tmp_path / "discrete.png").read_bytes().startswith(PNG)
+    assert {row["what"] for row in report.read_csv(tmp_path / "discrete.csv")} == {"calls", "sampler alone"}
     laws = report.read_csv(tmp_path / "law.csv")
     assert {row["kind"] for row in laws} == {"analytic", "measured"}
     assert "us over a bare core call" in printed
