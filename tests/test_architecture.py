@@ -8,6 +8,7 @@ import inspect
 from pathlib import Path
 
 import driftmax
+import driftmax.discrete
 import pytest
 from driftmax.ops._dispatch import OPS
 
@@ -101,8 +102,16 @@ def test_every_op_module_registers_an_op():
 
 def public() -> list[tuple[str, object]]:
     """Public functions and classes with their own public functions; properties and data have no examples."""
-    names = [(f"driftmax.{name}", getattr(driftmax, name)) for name in driftmax.__all__]
-    names += [(f"driftmax.random.{name}", getattr(driftmax.random, name)) for name in driftmax.random.__all__]
+    modules = {
+        "driftmax": driftmax,
+        "driftmax.random": driftmax.random,
+        "driftmax.discrete": driftmax.discrete,
+    }
+    names = [
+        (f"{path}.{name}", getattr(module, name))
+        for path, module in modules.items()
+        for name in module.__all__
+    ]
     return [(name, value) for name, value in names if inspect.isfunction(value) or inspect.isclass(value)]
 
 

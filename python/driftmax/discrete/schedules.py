@@ -40,6 +40,17 @@ class Schedule(ABC):
     ------
     ValueError
         On times outside [0, 1], where they are on the CPU.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from driftmax.discrete import Schedule
+    >>> class Quadratic(Schedule):
+    ...     def masked(self, t): return torch.as_tensor(t, dtype=torch.float64) ** 2
+    ...     def masked_rate(self, t): return 2 * torch.as_tensor(t, dtype=torch.float64)
+    ...     def time_of_masked(self, masked): return torch.as_tensor(masked, dtype=torch.float64).sqrt()
+    >>> float(Quadratic().unmask_probability(0.0, 0.5)), float(Quadratic().sigma(0.5))
+    (1.0, 1.3333333333333333)
     """
 
     @abstractmethod
