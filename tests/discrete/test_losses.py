@@ -10,6 +10,7 @@ import torch
 from driftmax import RowStreams
 from driftmax.discrete.likelihood import exact_nll_bound
 from driftmax.discrete.losses import lambda_dce, masked_nll, t_dce
+from driftmax.discrete.schedules import Cosine, Linear, LogLinear, Schedule
 from driftmax.random import uniform
 from scipy import integrate
 from torch import Tensor
@@ -30,34 +31,6 @@ class Table:
     def __call__(self, tokens: Tensor) -> Tensor:
         place = (V + 1) ** torch.arange(L)
         return self.logits[(tokens * place).sum(-1)]
-
-
-class Linear:
-    def alpha(self, t: Tensor) -> Tensor:
-        return 1.0 - t
-
-    def alpha_prime(self, t: Tensor) -> Tensor:
-        return -torch.ones_like(t)
-
-
-class LogLinear:
-    """α(t) = 1 − (1 − ε) t."""
-
-    def alpha(self, t: Tensor) -> Tensor:
-        return 1.0 - 0.999 * t
-
-    def alpha_prime(self, t: Tensor) -> Tensor:
-        return torch.full_like(t, -0.999)
-
-
-class Cosine:
-    """α(t) = cos²(π t / 2): a rate that is not constant."""
-
-    def alpha(self, t: Tensor) -> Tensor:
-        return torch.cos(math.pi * t / 2) ** 2
-
-    def alpha_prime(self, t: Tensor) -> Tensor:
-        return -math.pi / 2 * torch.sin(math.pi * t)
 
 
 CLEAN = torch.tensor([2, 0, 1, 1])
@@ -170,7 +143,7 @@ def test_lambda_dce_is_unbiased(stratified: bool) -> None:
 
 
 @pytest.mark.parametrize(("schedule", "least"), [(Linear(), 0.02), (LogLinear(), 0.02), (Cosine(), 0.1)])
-def test_t_dce_is_unbiased(schedule: Linear | LogLinear | Cosine, least: float) -> None:
+def test_t_dce_is_unbiased(schedule: Schedule, least: float) -> None:
     """Both losses estimate one integral, over the levels that the times reach."""
     model = Table()
     rows = t_dce(model, CLEAN.expand(ROWS, -1), mask_id=MASK, rng=12, schedule=schedule, least=least)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from driftmax.discrete.losses import Denoiser, masked_nll
+from driftmax.discrete.losses import Network, masked_nll
 from driftmax.random import Rng, uniform
 
 __all__ = ["LikelihoodBound", "exact_nll_bound", "nll_bound"]
@@ -68,7 +68,7 @@ class LikelihoodBound:
 
 @torch.no_grad()
 def exact_nll_bound(
-    model: Denoiser, tokens: Tensor, *, mask_id: int, batch_size: int = 1024
+    model: Network, tokens: Tensor, *, mask_id: int, batch_size: int = 1024
 ) -> LikelihoodBound:
     """The bound by enumeration of all 2^L − 1 sets of masked tokens.
 
@@ -126,7 +126,7 @@ def exact_nll_bound(
 
 @torch.no_grad()
 def nll_bound(
-    model: Denoiser,
+    model: Network,
     tokens: Tensor,
     *,
     mask_id: int,
@@ -203,7 +203,7 @@ def _length(tokens: Tensor) -> int:
     return tokens.shape[1]
 
 
-def _losses(model: Denoiser, clean: Tensor, masked: Tensor, mask_id: int) -> Tensor:
+def _losses(model: Network, clean: Tensor, masked: Tensor, mask_id: int) -> Tensor:
     """Sum of the masked tokens' losses, float64 ``[N]``."""
     logits = model(clean.masked_fill(masked, mask_id))
     return masked_nll(logits, clean, masked, mask_id=mask_id).double().sum(1)

@@ -18,13 +18,12 @@ from typing import Literal, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
+from driftmax.discrete.schedules import Schedule
 from driftmax.random import Rng, uniform
 
-__all__ = ["Denoiser", "Loss", "MaskSchedule", "Reduction", "lambda_dce", "masked_nll", "t_dce"]
+__all__ = ["Loss", "Reduction", "lambda_dce", "masked_nll", "t_dce"]
 
-Denoiser: TypeAlias = Callable[[Tensor], Tensor]
-"""A network: int64 tokens ``[B, L]`` to logits ``[B, L, V]``; time-dependent ones also take `t`."""
-
+Network: TypeAlias = Callable[[Tensor], Tensor]  # noisy tokens [B, L] to logits [B, L, V]
 Reduction: TypeAlias = Literal["tokens", "rows", "mean"]
 
 
@@ -32,19 +31,9 @@ class Loss(Protocol):
     """What `driftmax.discrete.train` minimises: a scalar from a network and clean tokens."""
 
     def __call__(
-        self, model: Denoiser, tokens: Tensor, *, mask_id: int, rng: Rng, reduction: Reduction
+        self, model: Network, tokens: Tensor, *, mask_id: int, rng: Rng, reduction: Reduction
     ) -> Tensor:
         """The loss of a batch."""
-
-
-class MaskSchedule(Protocol):
-    """What `t_dce` needs of a schedule: α(t), the probability that a token is clean, and its derivative."""
-
-    def alpha(self, t: Tensor) -> Tensor:
-        """α(t), decreasing from 1."""
-
-    def alpha_prime(self, t: Tensor) -> Tensor:
-        """dα/dt."""
 
 
 def masked_nll(logits: Tensor, tokens: Tensor, masked: Tensor, *, mask_id: int) -> Tensor:
@@ -123,7 +112,7 @@ def _check(tokens: Tensor, mask_id: int) -> None:
 
 
 def lambda_dce(
-    model: Denoiser,
+    model: Network,
     tokens: Tensor,
     *,
     mask_id: int,
@@ -196,7 +185,7 @@ def t_dce(
     tokens: Tensor,
     *,
     mask_id: int,
-    schedule: MaskSchedule,
+    schedule: Schedule,
     rng: Rng = None,
     reduction: Reduction = "rows",
     stratified: bool = True,
@@ -209,8 +198,8 @@ def t_dce(
     model : callable
         Called as ``model(noisy)`` if it says ``time_independent = True``, else as ``model(noisy, t)``, t
         float32 ``[B]``.
-    schedule : MaskSchedule
-        Object with ``alpha(t)`` and ``alpha_prime(t)``, such as `driftmax.discrete.LogLinear()`.
+    schedule : Schedule
+        Gives α(t) and its derivative.
     tokens, mask_id, rng, reduction, stratified
         As for `lambda_dce`.
     least : float, default 0.0
@@ -237,9 +226,7 @@ def t_dce(
     --------
     >>> import torch
     >>> from driftmax.discrete.losses import t_dce
-    >>> class Linear:
-    ...     def alpha(self, t): return 1 - t
-    ...     def alpha_prime(self, t): return -torch.ones_like(t)
+    >>> from driftmax.discrete.schedules import Linear
     >>> def uniform_law(tokens, t):
     ...     return torch.zeros(*tokens.shape, 4)
     >>> tokens = torch.zeros(4000, 3, dtype=torch.int64)
