@@ -1,0 +1,96 @@
+"""One network call, read at single positions: draws with statistics, and the model's own probabilities.
+
+For the samplers that look at the network's output before they choose: decoding rules, ReMDM, P2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from driftmax.discrete.problem import Problem
+from driftmax.discrete.reveal import _head, forbid
+from driftmax.ops.categorical import CategoricalStats, categorical
+from driftmax.ops.lm_head_categorical import lm_head_categorical
+from driftmax.random import RowStreams
+
+__all__ = ["RESOLUTION", "Output", "evaluate", "settled"]
+
+# Entropies and log-probabilities of certain draws come out within 2e-7 of zero, differently on each backend.
+RESOLUTION = 2.0**-20
+
+
+def settled(values: Tensor) -> Tensor:
+    """Statistics in float64, zero where they are within rounding of it: certain draws tie exactly."""
+    values = values.double()
+    return values.masked_fill(values.abs() < RESOLUTION, 0.0)
+
+
+@dataclass(frozen=True)
+class Output:
+    """Output of the network at m positions, forbidden tokens at -inf.
+
+    Logits ``[m, V]``, or features ``[m, D]`` and a head where the model exposes them.
+    """
+
+    problem: Problem
+    values: Tensor  # logits, or features where there is a head
+    head: tuple[Tensor, Tensor | None] | None
+
+    def draw(self, streams: RowStreams) -> tuple[Tensor, CategoricalStats]:
+        """A token for each position, int64 [m], and the statistics of the law drawn from."""
+        problem = self.problem
+        filters = {"top_k": problem.top_k, "top_p": problem.top_p, "min_p": problem.min_p}
+        return self._categorical(rng=streams, temperature=problem.temperature, **filters)
+
+    def draw_with_confidence(self, streams: RowStreams) -> tuple[Tensor, CategoricalStats, Tensor]:
+        """As `draw`, and the model's log-probability of each token: before temperature and filters.
+
+        One pass where the law drawn from is the model's or the draw is greedy, else two.
+        """
+        tokens, stats = self.draw(streams)
+        problem = self.problem
+        filtered = problem.top_k is not None or problem.top_p is not None or problem.min_p is not None
+        # At temperature 0 the statistics are those of the model's law, whatever the filters.
+        plain = problem.temperature == 0 or (problem.temperature == 1 and not filtered)
+        return tokens, stats, stats.log_prob if plain else self.log_prob(tokens)
+
+    @torch.no_grad()
+    def log_prob(self, tokens: Tensor) -> Tensor:
+        """The model's log-probability of `tokens` [m], before temperature and filters: a further pass."""
+        _, stats = self._categorical(rng=0, temperature=0.0)
+        if self.head is None:
+            logit = self.values.gather(1, tokens[:, None])[:, 0]
+        else:
+            weight, bias = self.head
+            logit = (self.values * weight[tokens]).sum(1)
+            logit = logit if bias is None else logit + bias[tokens]
+        return logit.to(stats.log_z.dtype) - stats.log_z
+
+    def _categorical(self, **options: Any) -> tuple[Tensor, CategoricalStats]:
+        if self.head is None:
+            drawn: tuple[Tensor, CategoricalStats] = categorical(self.values, return_stats=True, **options)
+            return drawn
+        drawn = lm_head_categorical(self.values, *self.head, return_stats=True, **options)
+        return drawn
+
+
+@torch.no_grad()
+def evaluate(problem: Problem, batch: Tensor, t: Tensor | None, rows: Tensor, positions: Tensor) -> Output:
+    """Call the network on `batch` [n, L]; its output at (``rows[i]``, ``positions[i]``), i < m.
+
+    `t` is [n] or None, and not passed to a network that is independent of time.
+    """
+    head = _head(problem) if problem.time_independent else None
+    if head is not None:
+        return Output(problem, problem.model.features(batch)[rows, positions], head)
+    logits = problem.model(batch) if problem.time_independent else problem.model(batch, t)
+    if logits.ndim != 3 or logits.shape[:2] != batch.shape:
+        raise ValueError(
+            f"the model returned logits of shape {tuple(logits.shape)} for tokens of shape "
+            f"{tuple(batch.shape)}; wanted [rows, length, vocabulary]"
+        )
+    return Output(problem, forbid(logits[rows, positions], problem), None)

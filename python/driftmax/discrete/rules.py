@@ -1,0 +1,316 @@
+"""What the decoding rules share: paces, selection of positions, blocks, and the step.
+
+One step of every rule: call the network, draw a token at each masked position of the row's current block,
+score the draws, keep the best.
+"""
+
+from __future__ import annotations
+
+import functools
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from driftmax.discrete.outputs import Output, evaluate
+from driftmax.discrete.problem import Problem, State, first_state
+from driftmax.discrete.reveal import position_streams
+from driftmax.random import RowStreams
+
+__all__ = [
+    "Adaptive",
+    "Counted",
+    "Draws",
+    "DreamPace",
+    "EvenPace",
+    "Pace",
+    "Rule",
+    "block_numbers",
+    "check_block_length",
+    "first_mask",
+    "ranking",
+    "select",
+    "transfer_counts",
+]
+
+
+class Pace(Protocol):
+    """How many tokens each of a block's steps reveals.
+
+    Examples
+    --------
+    >>> from driftmax.discrete.rules import EvenPace, Pace
+    >>> pace: Pace = EvenPace()
+    """
+
+    def counts(self, masks: int, steps: int) -> list[int]:
+        """`steps` numbers that add up to `masks`."""
+        ...
+
+
+@dataclass(frozen=True)
+class EvenPace:
+    """As even as can be, the larger numbers first: LLaDA's (Nie et al., 2025).
+
+    Examples
+    --------
+    >>> from driftmax.discrete.rules import EvenPace
+    >>> EvenPace().counts(10, 4)
+    [3, 3, 2, 2]
+    """
+
+    def counts(self, masks: int, steps: int) -> list[int]:
+        """Tokens of each step."""
+        base, more = divmod(masks, steps)
+        return [base + 1] * more + [base] * (steps - more)
+
+
+@dataclass(frozen=True)
+class DreamPace:
+    """Of the masks left at time t, the whole part of the share 1 - s / t; the last step takes the rest.
+
+    Dream's (Ye et al., 2025), on `steps` equal steps from 1 down to `eps`; in float64, for each row by
+    itself. (The published code rounds in float32 and takes the mean number of masks of the batch.)
+
+    Parameters
+    ----------
+    eps : float, default 1e-3
+        The last time.
+
+    Examples
+    --------
+    >>> from driftmax.discrete.rules import DreamPace
+    >>> DreamPace().counts(10, 4)
+    [2, 2, 2, 4]
+    """
+
+    eps: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.eps < 1:
+            raise ValueError(f"eps must be in [0, 1), not {self.eps}")
+
+    def counts(self, masks: int, steps: int) -> list[int]:
+        """Tokens of each step."""
+        times = [1.0 - (1.0 - self.eps) * k / steps for k in range(steps + 1)]
+        counts, left = [], masks
+        for k in range(steps - 1):
+            counts.append(int(left * (1.0 - times[k + 1] / times[k])))
+            left -= counts[-1]
+        return [*counts, left]
+
+
+def ranking(score: Tensor, eligible: Tensor, first: Tensor | None = None) -> Tensor:
+    """Positions of each row by falling score, int64 [n, L]: eligible ones first.
+
+    Ties go to the positions in `first`, if given, then to the lower position.
+    """
+    # An eligible score of -inf must still come before what is not eligible.
+    score = score.clamp(min=torch.finfo(score.dtype).min).masked_fill(~eligible, -torch.inf)
+    if first is None:
+        return score.argsort(dim=1, descending=True, stable=True)
+    before = first.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
+    return before.gather(1, score.gather(1, before).argsort(dim=1, descending=True, stable=True))
+
+
+def select(score: Tensor, eligible: Tensor, count: Tensor, first: Tensor | None = None) -> Tensor:
+    """The `count[i]` eligible positions of row i with the largest scores, bool [n, L]; ties as in `ranking`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from driftmax.discrete.rules import select
+    >>> score = torch.tensor([[0.1, 0.9, 0.9, 0.5]])
+    >>> select(score, torch.tensor([[True, True, True, False]]), torch.tensor([1]))
+    tensor([[False,  True, False, False]])
+    """
+    order = ranking(score, eligible, first)
+    rank = torch.empty_like(order).scatter_(
+        1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
+    )
+    return eligible & (rank < count[:, None])
+
+
+class Draws(NamedTuple):
+    """A token for each of m positions, how much to prefer it, and the entropy of the law it is from."""
+
+    tokens: Tensor  # int64 [m]
+    score: Tensor  # float64 [m]
+    entropy: Tensor  # float64 [m], nats
+
+
+@dataclass(frozen=True)
+class _Memo:
+    """What a rule keeps: where blocks are counted from; if counted, how many tokens each call reveals."""
+
+    start: Tensor  # int64 [B, 1]: the row's first mask
+    counts: Tensor | None = None  # int64 [B, calls], 0 after a row's last
+    order: Tensor | None = None  # int64 [B]: rows by falling number of calls; None: all rows in every call
+    active: tuple[int, ...] = ()  # rows of each call
+
+
+def check_block_length(block_length: int | None) -> None:
+    """Raise unless it is None or at least 1."""
+    if block_length is not None and block_length < 1:
+        raise ValueError(f"block_length must be at least 1, not {block_length}")
+
+
+def first_mask(masked: Tensor) -> Tensor:
+    """The first masked position of each row, int64 [n, 1]; 0 where there is none."""
+    if masked.shape[1] == 0:
+        return torch.zeros(masked.shape[0], 1, dtype=torch.int64, device=masked.device)
+    return masked.to(torch.uint8).argmax(1, keepdim=True)
+
+
+def block_numbers(start: Tensor, length: int, block_length: int | None) -> Tensor:
+    """Number of the block that each position is in, int64 [n, L]; blocks are counted from `start`."""
+    position = torch.arange(length, device=start.device) - start
+    return (
+        torch.zeros_like(position)
+        if block_length is None
+        else torch.div(position, block_length, rounding_mode="floor")
+    )
+
+
+def _current_block(masked: Tensor, start: Tensor, block_length: int | None) -> Tensor:
+    """Masked positions of the first block that has any, bool [n, L]."""
+    if block_length is None or masked.shape[1] == 0:
+        return masked
+    block = block_numbers(start, masked.shape[1], block_length)
+    return masked & (block == block.gather(1, first_mask(masked)))
+
+
+def transfer_counts(problem: Problem, start: Tensor, block_length: int | None, pace: Pace) -> Tensor:
+    """Tokens that each call of each row reveals, int64 [B, calls]: none is 0 before the row's last."""
+    valid = problem.start() == problem.mask_id
+    block = block_numbers(start, problem.shape[1], block_length).clamp(min=0)
+    blocks = int(block.max()) + 1 if block.numel() else 0
+    masks = torch.zeros(problem.shape[0], blocks, dtype=torch.int64, device=block.device)
+    masks.scatter_add_(1, block, valid.to(torch.int64))
+    counts = functools.cache(pace.counts)
+    rows = []
+    for row in masks.tolist():
+        filled = [number for number in row if number]
+        if problem.steps is not None and problem.steps < len(filled):
+            raise ValueError(
+                f"{len(filled)} blocks with masks need at least as many steps, not {problem.steps}"
+            )
+        shares = filled  # one token a call
+        if problem.steps is not None and filled:
+            shares = EvenPace().counts(problem.steps, len(filled))
+        # A step that reveals nothing changes nothing: its call is left out.
+        paced = (counts(number, steps) for number, steps in zip(filled, shares, strict=True))
+        rows.append([number for part in paced for number in part if number])
+    calls = max(map(len, rows), default=0)
+    padded = [row + [0] * (calls - len(row)) for row in rows]
+    return torch.tensor(padded, dtype=torch.int64, device=block.device).view(problem.shape[0], calls)
+
+
+@dataclass(frozen=True)
+class Rule(ABC):
+    """A decoding rule: a subclass scores draws and says how many of the best to reveal."""
+
+    block_length: int | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        check_block_length(self.block_length)
+
+    @abstractmethod
+    def _draw(self, output: Output, streams: RowStreams) -> Draws:
+        """Draw at every position of `output` and score what came."""
+
+    @abstractmethod
+    def _rows(self, state: State) -> Tensor | None:
+        """Rows of the next call, int64; None: all."""
+
+    @abstractmethod
+    def _reveal(self, state: State, rows: Tensor, eligible: Tensor, score: Tensor, entropy: Tensor) -> Tensor:
+        """Which of the `eligible` positions to reveal, bool [n, L]."""
+
+    def _finish(self, state: State) -> State:
+        return state
+
+    @torch.no_grad()
+    def step(self, state: State) -> State:
+        """One network call, for the rows that have masks left, and the tokens it reveals."""
+        problem = state.problem
+        chosen = self._rows(state)
+        batch = state.tokens if chosen is None else state.tokens[chosen]
+        rows = torch.arange(batch.shape[0], device=batch.device) if chosen is None else chosen
+        eligible = _current_block(batch == problem.mask_id, state.memo.start[rows], self.block_length)
+        local, position = eligible.nonzero(as_tuple=True)
+        output = evaluate(problem, batch, None, local, position)
+        draws = self._draw(output, position_streams(problem, rows[local], position, state.step))
+
+        def spread(values: Tensor, fill: float) -> Tensor:
+            full = torch.full(batch.shape, fill, dtype=values.dtype, device=batch.device)
+            full[local, position] = values
+            return full
+
+        score, entropy = spread(draws.score, -torch.inf), spread(draws.entropy, 0.0)
+        reveal = self._reveal(state, rows, eligible, score, entropy)
+        filled = torch.where(reveal, spread(draws.tokens, problem.mask_id), batch)
+        tokens = filled if chosen is None else state.tokens.index_copy(0, chosen, filled)
+        return self._finish(state.after(tokens, chosen, int(reveal.sum())))
+
+
+@dataclass(frozen=True)
+class Counted(Rule):
+    """A rule that reveals a number of tokens fixed beforehand by `steps`, so that the calls are known."""
+
+    pace: Pace = field(default=EvenPace(), kw_only=True)
+
+    def init(self, problem: Problem) -> State:
+        """The state before the first call. The number of calls, ``state.total``, is known from here on."""
+        problem.need_time_independence(type(self).__name__)
+        start = first_mask(problem.start() == problem.mask_id)
+        counts = transfer_counts(problem, start, self.block_length, self.pace)
+        calls = (counts > 0).sum(1)
+        if problem.cache and not problem.whole_batch:
+            order = calls.argsort(descending=True, stable=True)
+            active = tuple((counts > 0).sum(0).tolist())
+        else:
+            order, active = None, ()
+        return first_state(problem, counts.shape[1], _Memo(start, counts, order, active))
+
+    def _rows(self, state: State) -> Tensor | None:
+        order: Tensor | None = state.memo.order
+        return None if order is None else order[: state.memo.active[state.step]]
+
+    def _reveal(self, state: State, rows: Tensor, eligible: Tensor, score: Tensor, entropy: Tensor) -> Tensor:
+        return select(score, eligible, state.memo.counts[rows, state.step])
+
+
+@dataclass(frozen=True)
+class Adaptive(Rule):
+    """A rule that reveals as many tokens as the network's output allows, at least one."""
+
+    def init(self, problem: Problem) -> State:
+        """The state before the first call. ``state.total`` is the most calls there can be."""
+        name = type(self).__name__
+        problem.need_time_independence(name)
+        if problem.steps is not None:
+            raise ValueError(f"{name} finds out itself how many calls to make: leave steps out")
+        masked = problem.start() == problem.mask_id
+        most = int(masked.sum(1).max()) if masked.numel() else 0
+        return first_state(problem, most, _Memo(first_mask(masked)))
+
+    @abstractmethod
+    def _allowed(self, score: Tensor, entropy: Tensor) -> Tensor:
+        """For positions by falling score, [n, L]: may the best be revealed, up to and with this one?"""
+
+    def _rows(self, state: State) -> Tensor | None:
+        if not state.problem.cache or state.problem.whole_batch:
+            return None
+        return state.masked.any(1).nonzero()[:, 0]
+
+    def _reveal(self, state: State, rows: Tensor, eligible: Tensor, score: Tensor, entropy: Tensor) -> Tensor:
+        order = ranking(score, eligible)
+        allowed = self._allowed(score.gather(1, order), entropy.gather(1, order)) & eligible.gather(1, order)
+        count = allowed.to(torch.int64).cumprod(1).sum(1).clamp(min=1)
+        return select(score, eligible, count)
+
+    def _finish(self, state: State) -> State:
+        return state if bool(state.masked.any()) else replace(state, total=state.step)
