@@ -300,7 +300,7 @@ class Threshold(Adaptive):
 class Factor(Adaptive):
     """Reveal the n most confident draws, n the largest with (n + 1) (1 - c_n) <= factor: Fast-dLLM.
 
-    Wu et al. (2025), section 3.3: c_n is the n-th largest confidence, and at least one token is revealed.
+    Wu et al. (2025): c_n is the n-th largest confidence, and at least one token is revealed.
     The published code, once it finds that only the last of the block's masks fails, reveals that one too;
     here it stays masked.
 

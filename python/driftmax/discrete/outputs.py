@@ -40,6 +40,10 @@ class Output:
     values: Tensor  # logits, or features where there is a head
     head: tuple[Tensor, Tensor | None] | None
 
+    def __getitem__(self, index: Tensor) -> Output:
+        """The output at some of the positions, by number or by a mask."""
+        return Output(self.problem, self.values[index], self.head)
+
     def draw(self, streams: RowStreams) -> tuple[Tensor, CategoricalStats]:
         """A token for each position, int64 [m], and the statistics of the law drawn from."""
         problem = self.problem

@@ -1,0 +1,415 @@
+"""Samplers that take tokens back: `ReMDM` (remasking diffusion) and `P2` (path planning)."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from driftmax import random
+from driftmax.discrete.outputs import evaluate, settled
+from driftmax.discrete.problem import Problem, State, first_state
+from driftmax.discrete.reveal import position_streams
+from driftmax.discrete.rules import select
+from driftmax.discrete.schedules import Schedule
+
+__all__ = ["P2", "Cap", "ConfidenceBased", "Loop", "ReMDM", "Remasking", "Rescale"]
+
+
+class Remasking(ABC):
+    """How likely `ReMDM` takes a token back: sigma, at most min(1, (1 - alpha_s) / alpha_t).
+
+    Examples
+    --------
+    >>> from driftmax.discrete.remask import Cap, Remasking
+    >>> isinstance(Cap(0.01), Remasking)
+    True
+    """
+
+    @abstractmethod
+    def sigma(self, times: Tensor, bound: Tensor) -> Tensor:
+        """Probability of each step from the times it starts at and its upper bound, float64 [steps]."""
+
+    def levels(self, schedule: Schedule, times: Tensor) -> tuple[Tensor, Tensor]:
+        """At the grid's times [steps + 1]: the time to tell the network, and 1 - alpha."""
+        return times, schedule.masked(times)
+
+    def spread(self, sigma: float, confidence: Tensor, held: Tensor) -> Tensor:
+        """Probability at each position, from the step's; `held` [B, L]: tokens that may be taken back."""
+        return torch.full_like(confidence, sigma)
+
+    #: Whether masks are revealed as if sigma were zero.
+    keeps_rate = False
+
+
+def _check_eta(eta: float) -> None:
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta must be in [0, 1], not {eta}")
+
+
+@dataclass(frozen=True)
+class Cap(Remasking):
+    """sigma = min(eta, bound): ReMDM's capped schedule (Wang et al., 2025).
+
+    Parameters
+    ----------
+    eta : float
+        0 remasks nothing.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from driftmax.discrete.remask import Cap
+    >>> Cap(0.5).sigma(torch.ones(2), torch.tensor([0.25, 1.0])).tolist()
+    [0.25, 0.5]
+    """
+
+    eta: float
+
+    def __post_init__(self) -> None:
+        _check_eta(self.eta)
+
+    def sigma(self, times: Tensor, bound: Tensor) -> Tensor:
+        return bound.clamp(max=self.eta)
+
+
+@dataclass(frozen=True)
+class Rescale(Remasking):
+    """sigma = eta * bound: ReMDM's rescaled schedule (Wang et al., 2025).
+
+    Parameters
+    ----------
+    eta : float
+        0 remasks nothing; 1 the most that leaves the forward marginals as they are.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from driftmax.discrete.remask import Rescale
+    >>> Rescale(0.5).sigma(torch.ones(2), torch.tensor([0.25, 1.0])).tolist()
+    [0.125, 0.5]
+    """
+
+    eta: float
+
+    def __post_init__(self) -> None:
+        _check_eta(self.eta)
+
+    def sigma(self, times: Tensor, bound: Tensor) -> Tensor:
+        return self.eta * bound
+
+
+@dataclass(frozen=True)
+class ConfidenceBased(Remasking):
+    """The base's sigma, shared out among the tokens: the less likely one was when drawn, the more.
+
+    A token's share is exp(-psi) over the sum of these, psi its probability under the law it was drawn from;
+    masks are revealed as if sigma were 0 (Wang et al., 2025; their code). So at most one token
+    a step is taken back on average, and, unlike for `Cap` and `Rescale`, the forward marginals are not kept:
+    the number of masks lies above the schedule's.
+
+    Parameters
+    ----------
+    base : Remasking, default Rescale(1.0)
+        As published: the bound itself.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from driftmax.discrete.remask import ConfidenceBased
+    >>> held = torch.tensor([[True, True, False]])
+    >>> confidence = torch.tensor([[0.5, 0.5, 1.0]])
+    >>> ConfidenceBased().spread(0.5, confidence, held).tolist()
+    [[0.25, 0.25, 0.0]]
+    """
+
+    base: Remasking = Rescale(1.0)
+    keeps_rate = True
+
+    def sigma(self, times: Tensor, bound: Tensor) -> Tensor:
+        return self.base.sigma(times, bound)
+
+    def levels(self, schedule: Schedule, times: Tensor) -> tuple[Tensor, Tensor]:
+        return self.base.levels(schedule, times)
+
+    def spread(self, sigma: float, confidence: Tensor, held: Tensor) -> Tensor:
+        weight = torch.exp(-confidence) * held
+        return sigma * weight / weight.sum(1, keepdim=True).clamp(min=torch.finfo(weight.dtype).tiny)
+
+
+@dataclass(frozen=True)
+class Loop(Remasking):
+    """Unmask to a level, hold it while tokens are taken back and drawn again, then unmask the rest.
+
+    alpha rises to `alpha_on` until time `t_on`, stays until `t_off` with sigma = min(eta, bound), and rises
+    to 1 at time 0; sigma is 0 outside (Wang et al., 2025). The schedule only says which time to
+    tell a time-dependent network for a level. A step across `t_on` or `t_off` goes from the level at its
+    start to that at its end (the published code lets the two sides of the kink disagree by a step).
+
+    Parameters
+    ----------
+    eta : float, default 0.02
+    t_on, t_off, alpha_on : float, default 0.55, 0.05, 0.9
+        As published for 1024 steps. 1 > t_on >= t_off > 0.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from driftmax.discrete import Linear
+    >>> from driftmax.discrete.remask import Loop
+    >>> masked = Loop().levels(Linear(), torch.tensor([1.0, 0.55, 0.3, 0.05, 0.0], dtype=torch.float64))[1]
+    >>> [round(level, 6) for level in masked.tolist()]
+    [1.0, 0.1, 0.1, 0.1, 0.0]
+    """
+
+    eta: float = 0.02
+    t_on: float = 0.55
+    t_off: float = 0.05
+    alpha_on: float = 0.9
+
+    def __post_init__(self) -> None:
+        _check_eta(self.eta)
+        if not 1 > self.t_on >= self.t_off > 0:
+            raise ValueError(f"need 1 > t_on >= t_off > 0, not {self.t_on} and {self.t_off}")
+        if not 0 < self.alpha_on < 1:
+            raise ValueError(f"alpha_on must be in (0, 1), not {self.alpha_on}")
+
+    def sigma(self, times: Tensor, bound: Tensor) -> Tensor:
+        inside = (times <= self.t_on) & (times > self.t_off)
+        return bound.clamp(max=self.eta) * inside
+
+    def levels(self, schedule: Schedule, times: Tensor) -> tuple[Tensor, Tensor]:
+        before = 1.0 - (1.0 - times) * self.alpha_on / (1.0 - self.t_on)
+        after = times * (1.0 - self.alpha_on) / self.t_off
+        held = torch.full_like(times, 1.0 - self.alpha_on)
+        masked = torch.where(times > self.t_on, before, torch.where(times > self.t_off, held, after))
+        return schedule.time_of_masked(masked), masked
+
+
+@dataclass(frozen=True)
+class _ReMDMMemo:
+    times: Tensor  # float32 [steps], for the network
+    unmask: list[float]  # probability that a mask is revealed, of each step
+    sigma: list[float]  # that a token is taken back
+    fixed: Tensor  # bool [B, L]: the prompt
+    confidence: Tensor  # float64 [B, L]: probability of a token when it was drawn
+
+
+@dataclass(frozen=True)
+class ReMDM:
+    """Ancestral sampling that takes tokens back: the remasking diffusion model.
+
+    Wang et al., "Remasking Discrete Diffusion Models with Inference-Time Scaling" (2025): from t to s
+    a token goes back to the mask with probability sigma, and a mask is revealed with probability
+    (alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t), where 0 <= sigma <= min(1, (1 - alpha_s) / alpha_t). For
+    every such sigma the marginals of the forward process are kept, for as long as the network is exact. The
+    prompt is never taken back. The last step reveals what is left, by draws (the published code takes the
+    argmax there). With sigma 0 it is `Ancestral`, bitwise.
+
+    Parameters
+    ----------
+    strategy : Remasking
+        `Cap`, `Rescale`, `ConfidenceBased` or `Loop`.
+    t_switch : float, default 1.0
+        Take nothing back before this time (going down from 1).
+
+    Notes
+    -----
+    With ``cache=True``, for time-independent networks, a call serves only rows in which a mask is revealed:
+    taking tokens back needs no network.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from driftmax.discrete import sample
+    >>> from driftmax.discrete.remask import Cap, ReMDM
+    >>> def model(tokens, t=None): return torch.zeros(*tokens.shape, 5)
+    >>> model.time_independent = True
+    >>> result = sample(model, (2, 8), mask_id=5, sampler=ReMDM(Cap(0.1)), steps=32, rng=0)
+    >>> bool((result.tokens < 5).all()), result.nfe <= 32
+    (True, True)
+    """
+
+    strategy: Remasking
+    t_switch: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.strategy, Remasking):
+            raise TypeError(f"strategy must be a Remasking, not {type(self.strategy).__name__}")
+        if not 0 <= self.t_switch <= 1:
+            raise ValueError(f"t_switch must be in [0, 1], not {self.t_switch}")
+
+    def init(self, problem: Problem) -> State:
+        """The state before the first step."""
+        steps = problem.need_steps("ReMDM")
+        if problem.cache:
+            problem.need_time_independence("cache=True")
+        times = problem.schedule.grid(steps)
+        told, masked = self.strategy.levels(problem.schedule, times)
+        before, after = masked[:-1], masked[1:]
+        alpha = 1.0 - before
+        bound = torch.where(alpha > 0, after / alpha, 1.0).clamp(0.0, 1.0)
+        sigma = self.strategy.sigma(times[:-1], bound).clamp(0.0, 1.0).minimum(bound)
+        sigma = sigma.masked_fill(times[:-1] > self.t_switch, 0.0)
+        sigma[-1] = 0.0
+        added = 0.0 if self.strategy.keeps_rate else sigma * alpha
+        unmask = ((before - after + added) / before).nan_to_num(1.0).clamp(0.0, 1.0)
+        unmask[-1] = 1.0  # the last step leaves no mask
+        tokens = problem.start()
+        confidence = torch.ones(problem.shape, dtype=torch.float64, device=tokens.device)
+        memo = _ReMDMMemo(
+            told[:-1].float(), unmask.tolist(), sigma.tolist(), tokens != problem.mask_id, confidence
+        )
+        return first_state(problem, steps, memo)
+
+    @torch.no_grad()
+    def step(self, state: State) -> State:
+        """Take tokens back, reveal masks; if any is revealed, or without a cache, call the network."""
+        problem, memo, k = state.problem, state.memo, state.step
+        u = random.uniform(
+            problem.shape, rng=problem.streams.at(step=k), dtype=torch.float64, device=problem.device
+        )
+        held = ~state.masked & ~memo.fixed
+        taken = held & (u < self.strategy.spread(memo.sigma[k], memo.confidence, held))
+        tokens = state.tokens.masked_fill(taken, problem.mask_id)
+        row, position = (state.masked & (u < memo.unmask[k])).nonzero(as_tuple=True)
+        chosen, local = None, row
+        if problem.cache:
+            if not row.numel():
+                return replace(state.without_call(), tokens=tokens)
+            if not problem.whole_batch:
+                chosen, local = row.unique_consecutive(return_inverse=True)
+        batch = state.tokens if chosen is None else state.tokens[chosen]
+        t = memo.times[k].expand(batch.shape[0]).to(batch.device)
+        output = evaluate(problem, batch, t, local, position)
+        drawn, stats = output.draw(position_streams(problem, row, position, k))
+        tokens[row, position] = drawn
+        confidence = memo.confidence.clone()
+        confidence[row, position] = stats.log_prob.double().exp()
+        after = state.after(tokens, chosen, row.numel())
+        return replace(after, memo=replace(memo, confidence=confidence))
+
+
+@dataclass(frozen=True)
+class _P2Memo:
+    fixed: Tensor  # bool [B, L]: the prompt
+    keep: Tensor  # int64 [steps, B]: tokens in place after each step, besides the prompt
+    rows: Tensor | None  # int64: rows with anything to do; None: all
+    planner: Problem | None
+
+
+@dataclass(frozen=True)
+class P2:
+    """Path planning: each call draws all masks, and the positions that look worst are (re)masked.
+
+    Peng et al., "Path Planning for Masked Diffusion Model Sampling" (2025). In step i of n, of
+    the N positions outside the prompt floor(N (1 - kappa(i / n))) are masked: those with the smallest score.
+    A mask's score is the model's log-probability of the token drawn there; a token's is `eta` times the
+    log-probability, given the sequence as it is, of that token (self-planning). Ties go to tokens in place,
+    then to the lower position. The last step leaves no mask.
+
+    The published code scores a position that holds a token by another token, drawn there afresh and then
+    dropped, with the noise of the draw in the score, and lets ties mask fewer positions than wanted; here the
+    score is of the token that is in place, without noise, and counts hold.
+
+    Parameters
+    ----------
+    eta : float, default 1.0
+        Weight of the scores of tokens in place: 0 never takes a token back (`Confidence` at the pace of
+        kappa), larger takes back more.
+    kappa : callable, optional
+        Share of tokens in place at progress 0 <= u <= 1: non-decreasing, 1 at 1. By default alpha of the
+        schedule; with `Linear`, kappa(u) = u, the published default.
+    planner : Denoiser, optional
+        A time-independent network that scores the tokens in place, given the sequence with all masks filled
+        by the draws (BERT-planning). One more call a step, of that network, which nfe does not count.
+
+    Raises
+    ------
+    ValueError
+        From ``init``, without `steps`, if a network depends on time, or on an unusable kappa.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from driftmax.discrete import Linear, sample
+    >>> from driftmax.discrete.remask import P2
+    >>> def model(tokens, t=None): return torch.arange(5.0).expand(*tokens.shape, 5)
+    >>> model.time_independent = True
+    >>> result = sample(model, (2, 8), mask_id=5, sampler=P2(), schedule=Linear(), steps=4, rng=0)
+    >>> bool((result.tokens < 5).all()), result.nfe
+    (True, 4)
+    """
+
+    eta: float = 1.0
+    kappa: Callable[[float], float] | None = None
+    planner: Any = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.eta < math.inf:
+            raise ValueError(f"eta must be at least 0 and finite, not {self.eta}")
+
+    def _masked_shares(self, problem: Problem, steps: int) -> Tensor:
+        """1 - kappa after each step, float64 [steps]."""
+        if self.kappa is None:
+            shares = problem.schedule.masked(problem.schedule.grid(steps)[1:]).clone()
+            shares[-1] = 0.0
+            return shares
+        shares = 1.0 - torch.tensor([self.kappa((i + 1) / steps) for i in range(steps)], dtype=torch.float64)
+        falling = bool((shares[1:] <= shares[:-1]).all())
+        if not falling or not bool(((shares >= 0) & (shares <= 1)).all()) or float(shares[-1]) != 0.0:
+            raise ValueError("kappa must be non-decreasing, in [0, 1], and 1 at 1")
+        return shares
+
+    def init(self, problem: Problem) -> State:
+        """The state before the first call."""
+        steps = problem.need_steps("P2")
+        problem.need_time_independence("P2")
+        planner = None
+        if self.planner is not None:
+            planner = replace(problem, model=self.planner)
+            planner.need_time_independence("planner")
+        fixed = problem.start() != problem.mask_id
+        number = (~fixed).sum(1)
+        shares = self._masked_shares(problem, steps).to(number.device)
+        # A share such as 1 - 0.7 times ten falls short of 3 by rounding alone.
+        keep = number - (number * shares[:, None] + 1e-9).floor().to(torch.int64)
+        compact = problem.cache and not problem.whole_batch
+        rows = number.nonzero()[:, 0] if compact and not bool(number.all()) else None
+        idle = problem.cache and not bool(number.any())
+        return first_state(problem, 0 if idle else steps, _P2Memo(fixed, keep, rows, planner))
+
+    @torch.no_grad()
+    def step(self, state: State) -> State:
+        """One network call; reveal and mask again."""
+        problem, memo, k = state.problem, state.memo, state.step
+        batch = state.tokens if memo.rows is None else state.tokens[memo.rows]
+        rows = torch.arange(batch.shape[0], device=batch.device) if memo.rows is None else memo.rows
+        masked, loose = batch == problem.mask_id, ~memo.fixed[rows]
+        local, position = loose.nonzero(as_tuple=True)
+        new = masked[local, position]
+        output = evaluate(problem, batch, None, local, position)
+        streams = position_streams(problem, rows[local[new]], position[new], k)
+        drawn, _, log_prob = output[new].draw_with_confidence(streams)
+        filled = batch.clone()
+        filled[local[new], position[new]] = drawn
+        old = ~new
+        held = batch[local[old], position[old]]
+        if memo.planner is None:
+            belief = output[old].log_prob(held)
+        else:
+            belief = evaluate(memo.planner, filled, None, local[old], position[old]).log_prob(held)
+        score = torch.zeros(batch.shape, dtype=torch.float64, device=batch.device)
+        score[local[new], position[new]] = settled(log_prob)
+        if self.eta > 0:  # 0 times minus infinity
+            score[local[old], position[old]] = self.eta * settled(belief)
+        keep = select(score, loose, memo.keep[k, rows], first=~masked)
+        tokens = torch.where(keep | ~loose, filled, problem.mask_id)
+        if memo.rows is not None:
+            tokens = state.tokens.index_copy(0, memo.rows, tokens)
+        return state.after(tokens, memo.rows, int((keep & masked).sum()))
