@@ -3,29 +3,65 @@
 from __future__ import annotations
 
 from driftmax.discrete.ancestral import Ancestral, Euler
+from driftmax.discrete.decoding import (
+    Confidence,
+    DreamPace,
+    EntropyBounded,
+    EntropyOrder,
+    EvenPace,
+    Factor,
+    MarginOrder,
+    MaskGitPlus,
+    Pace,
+    RandomOrder,
+    Threshold,
+)
 from driftmax.discrete.first_hitting import FirstHitting, ParallelReveal
+from driftmax.discrete.guidance import ClassifierFreeGuidance
 from driftmax.discrete.plan import Plan
+from driftmax.discrete.pretrained import from_transformers
 from driftmax.discrete.problem import Call, Denoiser, Problem, Sampler, SampleResult, State
+from driftmax.discrete.remask import P2, Cap, ConfidenceBased, Loop, Remasking, ReMDM, Rescale
 from driftmax.discrete.sample import sample
 from driftmax.discrete.schedules import Cosine, Geometric, Linear, LogLinear, Polynomial, Schedule
 
 __all__ = [
+    "P2",
     "Ancestral",
     "Call",
+    "Cap",
+    "ClassifierFreeGuidance",
+    "Confidence",
+    "ConfidenceBased",
     "Cosine",
     "Denoiser",
+    "DreamPace",
+    "EntropyBounded",
+    "EntropyOrder",
     "Euler",
+    "EvenPace",
+    "Factor",
     "FirstHitting",
     "Geometric",
     "Linear",
     "LogLinear",
+    "Loop",
+    "MarginOrder",
+    "MaskGitPlus",
+    "Pace",
     "ParallelReveal",
     "Plan",
     "Polynomial",
     "Problem",
+    "RandomOrder",
+    "ReMDM",
+    "Remasking",
+    "Rescale",
     "SampleResult",
     "Sampler",
     "Schedule",
     "State",
+    "Threshold",
+    "from_transformers",
     "sample",
 ]

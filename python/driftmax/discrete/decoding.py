@@ -81,8 +81,7 @@ class Confidence(Counted):
     Examples
     --------
     >>> import torch
-    >>> from driftmax.discrete import sample
-    >>> from driftmax.discrete.decoding import Confidence
+    >>> from driftmax.discrete import Confidence, sample
     >>> def model(tokens, t=None): return torch.arange(5.0).expand(*tokens.shape, 5)
     >>> model.time_independent = True
     >>> result = sample(
@@ -135,8 +134,7 @@ class EntropyOrder(_DreamOrder):
     Examples
     --------
     >>> import torch
-    >>> from driftmax.discrete import sample
-    >>> from driftmax.discrete.decoding import DreamPace, EntropyOrder
+    >>> from driftmax.discrete import DreamPace, EntropyOrder, sample
     >>> def model(tokens, t=None): return torch.zeros(*tokens.shape, 5)
     >>> model.time_independent = True
     >>> sample(model, (2, 8), mask_id=5, sampler=EntropyOrder(pace=DreamPace()), steps=4, rng=0).nfe
@@ -164,8 +162,7 @@ class MarginOrder(_DreamOrder):
     Examples
     --------
     >>> import torch
-    >>> from driftmax.discrete import sample
-    >>> from driftmax.discrete.decoding import MarginOrder
+    >>> from driftmax.discrete import MarginOrder, sample
     >>> def model(tokens, t=None): return torch.zeros(*tokens.shape, 5)
     >>> model.time_independent = True
     >>> sample(model, (2, 8), mask_id=5, sampler=MarginOrder(), steps=4, rng=0).nfe
@@ -192,8 +189,7 @@ class MaskGitPlus(_DreamOrder):
     Examples
     --------
     >>> import torch
-    >>> from driftmax.discrete import sample
-    >>> from driftmax.discrete.decoding import MaskGitPlus
+    >>> from driftmax.discrete import MaskGitPlus, sample
     >>> def model(tokens, t=None): return torch.zeros(*tokens.shape, 5)
     >>> model.time_independent = True
     >>> sample(model, (2, 8), mask_id=5, sampler=MaskGitPlus(), steps=4, rng=0).nfe
@@ -221,8 +217,7 @@ class RandomOrder:
     Examples
     --------
     >>> import torch
-    >>> from driftmax.discrete import sample
-    >>> from driftmax.discrete.decoding import RandomOrder
+    >>> from driftmax.discrete import RandomOrder, sample
     >>> def model(tokens, t=None): return torch.zeros(*tokens.shape, 5)
     >>> model.time_independent = True
     >>> sample(model, (2, 8), mask_id=5, sampler=RandomOrder(block_length=4), steps=4, rng=0).nfe
@@ -273,8 +268,7 @@ class Threshold(Adaptive):
     Examples
     --------
     >>> import torch
-    >>> from driftmax.discrete import sample
-    >>> from driftmax.discrete.decoding import Threshold
+    >>> from driftmax.discrete import Threshold, sample
     >>> def model(tokens, t=None): return 9 * torch.eye(5)[:4].expand(len(tokens), -1, -1)
     >>> model.time_independent = True
     >>> result = sample(model, (1, 4), mask_id=5, sampler=Threshold(0.9), temperature=0)
@@ -319,8 +313,7 @@ class Factor(Adaptive):
     Examples
     --------
     >>> import torch
-    >>> from driftmax.discrete import sample
-    >>> from driftmax.discrete.decoding import Factor
+    >>> from driftmax.discrete import Factor, sample
     >>> def model(tokens, t=None): return torch.zeros(*tokens.shape, 5)
     >>> model.time_independent = True
     >>> sample(model, (1, 8), mask_id=5, sampler=Factor(1.0), rng=0).nfe
@@ -369,8 +362,7 @@ class EntropyBounded(Adaptive):
     Examples
     --------
     >>> import torch
-    >>> from driftmax.discrete import sample
-    >>> from driftmax.discrete.decoding import EntropyBounded
+    >>> from driftmax.discrete import EntropyBounded, sample
     >>> def model(tokens, t=None): return torch.zeros(*tokens.shape, 5)
     >>> model.time_independent = True
     >>> sample(model, (1, 8), mask_id=5, sampler=EntropyBounded(1.7), rng=0).nfe  # log 5 = 1.61 nats each

@@ -26,7 +26,7 @@ class Remasking(ABC):
 
     Examples
     --------
-    >>> from driftmax.discrete.remask import Cap, Remasking
+    >>> from driftmax.discrete import Cap, Remasking
     >>> isinstance(Cap(0.01), Remasking)
     True
     """
@@ -64,7 +64,7 @@ class Cap(Remasking):
     Examples
     --------
     >>> import torch
-    >>> from driftmax.discrete.remask import Cap
+    >>> from driftmax.discrete import Cap
     >>> Cap(0.5).sigma(torch.ones(2), torch.tensor([0.25, 1.0])).tolist()
     [0.25, 0.5]
     """
@@ -90,7 +90,7 @@ class Rescale(Remasking):
     Examples
     --------
     >>> import torch
-    >>> from driftmax.discrete.remask import Rescale
+    >>> from driftmax.discrete import Rescale
     >>> Rescale(0.5).sigma(torch.ones(2), torch.tensor([0.25, 1.0])).tolist()
     [0.125, 0.5]
     """
@@ -121,7 +121,7 @@ class ConfidenceBased(Remasking):
     Examples
     --------
     >>> import torch
-    >>> from driftmax.discrete.remask import ConfidenceBased
+    >>> from driftmax.discrete import ConfidenceBased
     >>> held = torch.tensor([[True, True, False]])
     >>> confidence = torch.tensor([[0.5, 0.5, 1.0]])
     >>> ConfidenceBased().spread(0.5, confidence, held).tolist()
@@ -160,8 +160,7 @@ class Loop(Remasking):
     Examples
     --------
     >>> import torch
-    >>> from driftmax.discrete import Linear
-    >>> from driftmax.discrete.remask import Loop
+    >>> from driftmax.discrete import Linear, Loop
     >>> masked = Loop().levels(Linear(), torch.tensor([1.0, 0.55, 0.3, 0.05, 0.0], dtype=torch.float64))[1]
     >>> [round(level, 6) for level in masked.tolist()]
     [1.0, 0.1, 0.1, 0.1, 0.0]
@@ -226,8 +225,7 @@ class ReMDM:
     Examples
     --------
     >>> import torch
-    >>> from driftmax.discrete import sample
-    >>> from driftmax.discrete.remask import Cap, ReMDM
+    >>> from driftmax.discrete import Cap, ReMDM, sample
     >>> def model(tokens, t=None): return torch.zeros(*tokens.shape, 5)
     >>> model.time_independent = True
     >>> result = sample(model, (2, 8), mask_id=5, sampler=ReMDM(Cap(0.1)), steps=32, rng=0)
@@ -337,8 +335,7 @@ class P2:
     Examples
     --------
     >>> import torch
-    >>> from driftmax.discrete import Linear, sample
-    >>> from driftmax.discrete.remask import P2
+    >>> from driftmax.discrete import Linear, P2, sample
     >>> def model(tokens, t=None): return torch.arange(5.0).expand(*tokens.shape, 5)
     >>> model.time_independent = True
     >>> result = sample(model, (2, 8), mask_id=5, sampler=P2(), schedule=Linear(), steps=4, rng=0)

@@ -41,7 +41,7 @@ class Pace(Protocol):
 
     Examples
     --------
-    >>> from driftmax.discrete.rules import EvenPace, Pace
+    >>> from driftmax.discrete import EvenPace, Pace
     >>> pace: Pace = EvenPace()
     """
 
@@ -56,7 +56,7 @@ class EvenPace:
 
     Examples
     --------
-    >>> from driftmax.discrete.rules import EvenPace
+    >>> from driftmax.discrete import EvenPace
     >>> EvenPace().counts(10, 4)
     [3, 3, 2, 2]
     """
@@ -81,7 +81,7 @@ class DreamPace:
 
     Examples
     --------
-    >>> from driftmax.discrete.rules import DreamPace
+    >>> from driftmax.discrete import DreamPace
     >>> DreamPace().counts(10, 4)
     [2, 2, 2, 4]
     """
