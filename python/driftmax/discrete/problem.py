@@ -51,6 +51,7 @@ class Call(NamedTuple):
     step: int  # of the sampler
     rows: int  # sequences in the batch
     revealed: int  # tokens drawn from its output
+    ess: Tensor | None = None  # of guided sampling (`SVDD`): effective number of candidates, float64 [B]
 
 
 @dataclass(frozen=True)
