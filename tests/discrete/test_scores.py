@@ -141,7 +141,7 @@ class Network:
 
 
 class TestAdaptors:
-    draws = 20_000
+    draws = 10_000
 
     def run(self, model, sampler, schedule, **options):
         shape = (self.draws, ORACLE.length)
