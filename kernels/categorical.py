@@ -41,11 +41,21 @@ TOKEN = tl.constexpr(16)
 BLOCK_NOISE = tl.constexpr(17)
 
 
-@triton.jit(do_not_specialize=["t_lo", "t_hi", "n1", "each"])
+@triton.jit
+def store_block(values, scale, sink, plane):
+    """A block's maximum m, sum of e = exp((l - m)/T) and of log2(e) e: at `sink`, each `plane` further."""
+    top = tl.max(values, axis=0)
+    exponent, mass = powers(values, tl.where(top == float("-inf"), 0.0, top), scale)
+    tl.store(sink, top)
+    tl.store(sink + plane, tl.sum(mass, axis=0))
+    tl.store(sink + 2 * plane, tl.sum(exponent * mass, axis=0))
+
+
+@triton.jit(do_not_specialize=["t_lo", "t_hi", "n1", "draws", "each"])
 def block_sums(
     logits, n1, s0, s1, vocab, blocks, each, draws, t_lo, t_hi, temperatures, sums, BLOCK: tl.constexpr
 ):
-    """`sums` [3, draws, blocks]: each block's maximum m, sum of e = exp((l - m)/T), and sum of log2(e) e.
+    """`sums` [3, draws, blocks]: what `store_block` says of each block.
 
     Programs (draw, part); a block's numbers do not depend on how a row is cut into parts.
     """
@@ -58,11 +68,7 @@ def block_sums(
     for block in range(part * each, tl.minimum((part + 1) * each, blocks)):
         index = tl.cast(block, tl.int64) * BLOCK + tl.arange(0, BLOCK)
         values = widened(tl.load(row + index, mask=index < vocab, other=float("-inf")))
-        top = tl.max(values, axis=0)
-        exponent, mass = powers(values, tl.where(top == float("-inf"), 0.0, top), scale)
-        tl.store(sink + block, top)
-        tl.store(sink + plane + block, tl.sum(mass, axis=0))
-        tl.store(sink + 2 * plane + block, tl.sum(exponent * mass, axis=0))
+        store_block(values, scale, sink + block, plane)
 
 
 @triton.jit
@@ -134,6 +140,13 @@ def row_sums(
 
 
 @triton.jit
+def fault_of(top, bad):
+    """Status code of a row from its maximum and whether a block sum is NaN."""
+    empty = tl.where(top == float("-inf"), 3, 0)
+    return tl.where(top == float("inf"), 2, tl.where(bad > 0, 1, empty))
+
+
+@triton.jit
 def runner_up(row, block, vocab, top, other, Q: tl.constexpr):
     """The second largest logit of a row whose maximum `top` is in `block`; `other` is the largest of the
     other blocks.
@@ -144,7 +157,9 @@ def runner_up(row, block, vocab, top, other, Q: tl.constexpr):
     return tl.maximum(other, largest(tl.where(index == at, float("-inf"), values)))
 
 
-@triton.jit(do_not_specialize=["seed_lo", "seed_hi", "seeds_stride", "step", "t_lo", "t_hi", "n1", "parts"])
+@triton.jit(
+    do_not_specialize=["seed_lo", "seed_hi", "seeds_stride", "step", "t_lo", "t_hi", "n1", "draws", "parts"]
+)
 def finish(
     logits, n1, s0, s1, vocab, blocks, parts, draws,
     seed_lo, seed_hi, seeds, seeds_stride, rows, positions, step, steps,
@@ -190,8 +205,7 @@ def finish(
                 number,
                 row_id,
             )
-            empty = tl.where(top == float("-inf"), 3, 0)
-            report(status, draw, tl.where(top == float("inf"), 2, tl.where(bad > 0, 1, empty)))
+            report(status, draw, fault_of(top, bad))
     if not RACE:
         best = tl.full((), float("-inf"), tl.float64)
         for first in range(0, parts, 4 * Q):
@@ -244,7 +258,7 @@ def token_race(
     tl.store(winners + draw * parts + part, token)
 
 
-@triton.jit(do_not_specialize=["seed_lo", "seed_hi", "seeds_stride", "step", "t_lo", "t_hi", "n1"])
+@triton.jit(do_not_specialize=["seed_lo", "seed_hi", "seeds_stride", "step", "t_lo", "t_hi", "n1", "draws"])
 def small(
     logits, n1, s0, s1, vocab, draws,
     seed_lo, seed_hi, seeds, seeds_stride, rows, positions, step, steps,

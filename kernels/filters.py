@@ -290,7 +290,9 @@ def above_min_p(values, top, scale, m):
     return tl.exp(values.to(tl.float64) / scale - top.to(tl.float64) / scale) >= m
 
 
-@triton.jit(do_not_specialize=["seed_lo", "seed_hi", "seeds_stride", "step", "t_lo", "t_hi", "n1", "k"])
+@triton.jit(
+    do_not_specialize=["seed_lo", "seed_hi", "seeds_stride", "step", "t_lo", "t_hi", "n1", "draws", "k"]
+)
 def filtered(
     logits, n1, s0, s1, vocab, blocks, draws,
     seed_lo, seed_hi, seeds, seeds_stride, rows, positions, step, steps,

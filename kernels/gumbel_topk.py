@@ -44,7 +44,7 @@ TOKEN = tl.constexpr(18)
 _SCORES = 1 << 25  # scores stored at a time: 256 MB
 
 
-@triton.jit(do_not_specialize=["t_lo", "t_hi", "n1", "k"])
+@triton.jit(do_not_specialize=["t_lo", "t_hi", "n1", "draws", "k"])
 def kept_sets(
     logits, n1, s0, s1, vocab, blocks, draws, t_lo, t_hi, temperatures, k, ks, p_lo, p_hi, ps, m_lo, m_hi, ms,
     sums, listed, kept, LIST: tl.constexpr, Q: tl.constexpr,
@@ -67,7 +67,18 @@ def kept_sets(
 
 
 @triton.jit(
-    do_not_specialize=["seed_lo", "seed_hi", "seeds_stride", "step", "t_lo", "t_hi", "n1", "each", "begin"]
+    do_not_specialize=[
+        "seed_lo",
+        "seed_hi",
+        "seeds_stride",
+        "step",
+        "t_lo",
+        "t_hi",
+        "n1",
+        "draws",
+        "each",
+        "begin",
+    ]
 )
 def perturbed(
     logits, n1, s0, s1, vocab, blocks, draws, begin, each,

@@ -106,9 +106,13 @@ def _processors(index: int) -> int:
     return int(torch.cuda.get_device_properties(index).multi_processor_count)
 
 
+def resident(tensor: Tensor, waves: int) -> int:
+    """Programs that fill the device: `waves` on each processor."""
+    return waves * _processors(tensor.device.index or 0) if tensor.is_cuda else 2
+
+
 def splits(tensor: Tensor, draws: int, pieces: int, waves: int = 8) -> tuple[int, int]:
     """How many programs share a row of `pieces` pieces, and pieces per program. No draw depends on it."""
-    programs = waves * _processors(tensor.device.index or 0) if tensor.is_cuda else 2
-    wanted = max(1, min(pieces, triton.cdiv(programs, draws), 65535))
+    wanted = max(1, min(pieces, triton.cdiv(resident(tensor, waves), draws), 65535))
     each = triton.cdiv(pieces, wanted)
     return triton.cdiv(pieces, each), each

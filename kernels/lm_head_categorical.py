@@ -97,7 +97,18 @@ def near_gumbels(
 
 
 @triton.jit(
-    do_not_specialize=["seed_lo", "seed_hi", "seeds_stride", "step", "t_lo", "t_hi", "n1", "begin", "count"]
+    do_not_specialize=[
+        "seed_lo",
+        "seed_hi",
+        "seeds_stride",
+        "step",
+        "t_lo",
+        "t_hi",
+        "n1",
+        "draws",
+        "begin",
+        "count",
+    ]
 )
 def head_tiles(
     hidden, weight, bias, draws, vocab, depth, h0, h1, w0, w1, begin, count, tiles, n1,
@@ -211,7 +222,18 @@ def head_sums(
 
 
 @triton.jit(
-    do_not_specialize=["seed_lo", "seed_hi", "seeds_stride", "step", "t_lo", "t_hi", "n1", "begin", "count"]
+    do_not_specialize=[
+        "seed_lo",
+        "seed_hi",
+        "seeds_stride",
+        "step",
+        "t_lo",
+        "t_hi",
+        "n1",
+        "draws",
+        "begin",
+        "count",
+    ]
 )
 def head_finish(
     draws, begin, count, tiles, n1,
@@ -267,7 +289,7 @@ def head_finish(
         store_stats(stats, draws, draw, chosen, top, second, scale, mass, moment)
 
 
-@triton.jit(do_not_specialize=["begin", "count"])
+@triton.jit(do_not_specialize=["draws", "begin", "count"])
 def head_logits(
     hidden, weight, bias, draws, vocab, depth, h0, h1, w0, w1, begin, count, logits,
     M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, WIDEN: tl.constexpr,

@@ -36,6 +36,28 @@ def test_every_kernel_is_compiled_ahead_of_time(root: Path) -> None:
     assert entries == launched
 
 
+def constants(decorator: ast.expr) -> set[str]:
+    """What a decorator's do_not_specialize lists."""
+    words = {keyword.arg: keyword.value for keyword in getattr(decorator, "keywords", [])}
+    return set(ast.literal_eval(words["do_not_specialize"])) if "do_not_specialize" in words else set()
+
+
+def test_no_argument_that_is_converted_may_become_a_constant(root: Path) -> None:
+    """Triton makes a constant of an integer that is 1, a batch of one row, and a constant has no `.to`."""
+    _, called = jit_functions(root / "kernels")
+    converted = 0
+    for path in (root / "kernels").glob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            if not isinstance(node, ast.FunctionDef) or not node.decorator_list or node.name in called:
+                continue
+            free = {a.arg for a in node.args.args} - constants(node.decorator_list[0])
+            for call in ast.walk(node):
+                if isinstance(call, ast.Attribute) and call.attr == "to" and isinstance(call.value, ast.Name):
+                    converted += 1
+                    assert call.value.id not in free, f"{path.name}: {node.name} converts {call.value.id}"
+    assert converted > 10  # the reading of the sources works
+
+
 def test_every_op_with_a_launcher_is_listed(root: Path) -> None:
     launchers = {
         path.stem for path in (root / "kernels").glob("*.py") if "def specialisations" in path.read_text()
