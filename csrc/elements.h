@@ -85,13 +85,15 @@ struct F64 {
     static DRIFTMAX_INLINE f32x16 narrow(const f64x16& l) { return narrow16(l, 1.0, 0.0); }
 };
 
+template <typename E> constexpr typename E::raw minus_infinity() {
+    if constexpr (sizeof(typename E::raw) == 2) return std::is_same_v<E, F16> ? 0xfc00u : 0xff80u;
+    else return -std::numeric_limits<typename E::raw>::infinity();
+}
+
 // Sixteen values from p, of which n exist; the rest read as -inf.
 template <typename E> DRIFTMAX_INLINE auto load_part(const typename E::raw* p, int64_t n) {
     typename E::raw part[16];
-    typename E::raw lowest;
-    if constexpr (sizeof(typename E::raw) == 2) lowest = std::is_same_v<E, F16> ? 0xfc00u : 0xff80u;
-    else lowest = -std::numeric_limits<typename E::raw>::infinity();
-    for (int64_t j = 0; j < 16; ++j) part[j] = j < n ? p[j] : lowest;
+    for (int64_t j = 0; j < 16; ++j) part[j] = j < n ? p[j] : minus_infinity<E>();
     return E::load(part);
 }
 

@@ -34,11 +34,16 @@ def per_draw(
     return values.reshape(-1)
 
 
-def check(logits: Tensor, first: int, n1: int) -> None:
-    """Raise `InvalidDistribution` for the first bad draw of `logits` [draws, V]."""
+def status_codes(logits: Tensor) -> Tensor:
+    """0 for each good draw of `logits` [draws, V]: NaN is 1, +inf 2, no token of positive probability 3."""
     code = torch.where((logits == -torch.inf).all(1), 3, 0)
     code = torch.where((logits == torch.inf).any(1), 2, code)
-    code = torch.where(logits.isnan().any(1), 1, code)
+    return torch.where(logits.isnan().any(1), 1, code)
+
+
+def check(logits: Tensor, first: int, n1: int) -> None:
+    """Raise `InvalidDistribution` for the first bad draw of `logits` [draws, V]."""
+    code = status_codes(logits)
     if bool(code.any()):
         draw = int(code.ne(0).to(torch.int8).argmax())
         raise_status(int(code[draw]) | (first + draw) << 8, n1)
