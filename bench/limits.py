@@ -18,10 +18,10 @@ def bare_read(tensor: torch.Tensor, settings: Settings) -> Run:
         return lambda: tensor.sum(dtype=torch.float32)
     flat = tensor.view(-1).view(torch.int16) if tensor.element_size() == 2 else tensor.view(-1)
     words = flat[: flat.numel() // 2 * 2].view(torch.float32)
-    data, nbytes, threads = words.data_ptr(), words.numel() * 4, settings.threads
+    nbytes, threads = words.numel() * 4, settings.threads
 
-    def core() -> float:
-        return _core.read_sum(data, nbytes, threads)
+    def core() -> float:  # `words` and not its address: the caller may drop the tensor
+        return _core.read_sum(words.data_ptr(), nbytes, threads)
 
     def plain() -> torch.Tensor:
         return words.sum()
