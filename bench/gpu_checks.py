@@ -176,6 +176,59 @@ def check_head(session: Session) -> None:
     session.check("head: tokens of the unfused path", close)
 
 
+def check_steps(session: Session) -> None:
+    """Steps of masked diffusion against the reference; one captured, its number on the device."""
+    rows, length, vocab = (4, 64, 50_257) if session.on_gpu else (2, 4, 1100)
+    logits = session.randn(rows * length, vocab).view(rows, length, vocab)
+    chance = torch.linspace(0.1, 1, rows, dtype=torch.float64, device=session.device)
+    number = torch.zeros(1, dtype=torch.int64, device=session.device)
+    seeds = torch.arange(rows, device=session.device)
+    tokens = torch.empty(rows, length, dtype=torch.int64, device=session.device)
+
+    def step(backend: str = "triton") -> torch.Tensor:
+        tokens.fill_(vocab)
+        stream = RowStreams(seeds, torch.arange(rows, device=session.device), step=number)
+        counts: torch.Tensor = driftmax.unmask(
+            logits, tokens, chance, mask_id=vocab, forbidden=seeds, rng=stream, backend=backend
+        )
+        return torch.cat((tokens, counts[:, None]), 1)
+
+    def agrees() -> str:
+        differ = int((step() != step("reference")).sum())
+        assert differ <= 1, f"{differ} differ"  # a near tie of the block race
+        return f"{rows * length} positions, {differ} differ"
+
+    def graph() -> str:
+        step()
+        torch.cuda.synchronize()
+        captured = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(captured):
+            found = step()
+        for k in (3, 2**24 - 1):
+            number.fill_(k)
+            captured.replay()
+            equal(found.clone(), step())
+        return "two replays equal eager"
+
+    def moves(size: int, **rule: Any) -> str:
+        scores = session.randn(8, size).round()
+        drawn = torch.arange(size, device=session.device).expand(8, size)
+        masked = torch.where(drawn % 3 == 0, 0, -1)
+        results = []
+        for backend in ("triton", "reference"):
+            written = masked.clone()
+            moved = driftmax.transfer(written, drawn, scores, mask_id=-1, backend=backend, **rule)
+            results.append(torch.cat((written, moved.long())))
+        return equal(*results)
+
+    session.check("unmask", agrees)
+    for size in (64, 1024, 4096, 32_768) if session.on_gpu else (64,):
+        session.check(f"transfer count L={size}", moves, size, count=size // 8)
+        session.check(f"transfer threshold L={size}", moves, size, threshold=2.0)
+    if session.on_gpu:
+        session.check("CUDA graph of an unmask step", graph)
+
+
 def _chi_square(draws: torch.Tensor, p: torch.Tensor) -> float:
     counts = torch.bincount(draws, minlength=len(p)).double()
     expected = p.double() * len(draws)
@@ -438,6 +491,26 @@ def bench_head(session: Session) -> None:
         )
 
 
+def bench_steps(session: Session) -> None:
+    """A step that reveals one position in 64, against gather and draw; limit: a read of as many rows."""
+    rows, length, vocab = (16, 512, 50_257) if session.on_gpu else (1, 4, 1100)
+    x = session.randn(rows * length, vocab, dtype=torch.bfloat16).view(rows, length, vocab)
+    tokens = torch.full((rows, length), vocab, device=session.device)
+
+    def ours() -> None:
+        driftmax.unmask(x, tokens.clone(), 1 / 64, mask_id=vocab, rng=1, backend="triton")
+
+    def gathered() -> torch.Tensor:
+        row, position = ((tokens == vocab) & (torch.rand_like(tokens, dtype=torch.float64) < 1 / 64)).nonzero(
+            as_tuple=True
+        )
+        return torch_gumbel(x[row, position])
+
+    runs: dict[str, Run] = {"driftmax": ours, "torch nonzero, gather, gumbel fp32": gathered}
+    read = partial(bare_read, x[0, : max(1, rows * length // 64)])
+    bench(session, "unmask", "p=1/64 bfloat16", (rows * length, vocab), runs, read)
+
+
 def write(path: Path, rows: list[dict[str, object]], constants: dict[str, object]) -> None:
     """Tidy rows with the machine's columns."""
     if rows:
@@ -464,7 +537,7 @@ def main() -> int:
         "python": sys.version.split()[0], "date": time.strftime("%Y-%m-%d"),
     }  # fmt: skip
     print(machine, driftmax.available_backends(), flush=True)
-    for checks in (check_fills, check_categorical, check_head, check_law, check_capture):
+    for checks in (check_fills, check_categorical, check_head, check_law, check_steps, check_capture):
         checks(session)
         write(options.out / "checks.csv", session.checks, machine)
     failed = [str(row["check"]) for row in session.checks if not row["ok"]]
@@ -474,6 +547,7 @@ def main() -> int:
             ("categorical", "law", "18-nat", "CUDA"): bench_categorical,
             ("gumbel_topk",): bench_topk,
             ("head",): bench_head,
+            ("unmask", "transfer"): bench_steps,
         }
         for checks_of, run in benches.items():
             if any(check.startswith(checks_of) for check in failed):

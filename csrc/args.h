@@ -79,6 +79,37 @@ struct GumbelTopkArgs {
     int threads = 1;
 };
 
+struct UnmaskArgs {
+    Logits logits;  // n0 rows of n1 positions
+    Streams streams;
+    PerDraw<double> temperature{1.0};
+    PerDraw<double> probability{1.0};    // per row
+    int64_t* tokens = nullptr;           // [n0, n1], read and written
+    int64_t* revealed = nullptr;         // [n0]
+    int64_t mask_id = 0;                 // its column counts as -inf where there is one
+    const int64_t* forbidden = nullptr;  // columns that count as -inf
+    int64_t forbidden_count = 0;
+    int threads = 1;
+};
+
+enum class TransferRule : int { count = 0, threshold = 1 };
+
+struct TransferArgs {
+    int64_t rows = 0, length = 0;
+    int64_t* tokens = nullptr;       // [rows, length], read and written
+    const int64_t* drawn = nullptr;  // [rows, length]
+    const void* scores = nullptr;    // [rows, length]
+    DType dtype = DType::f32;        // of the scores: f32 or f64
+    uint8_t* moved = nullptr;        // [rows, length]: 1 where written
+    int64_t mask_id = 0;
+    int64_t begin = 0, end = 0;         // eligible positions
+    const uint8_t* eligible = nullptr;  // [rows, length]; null: all
+    TransferRule rule = TransferRule::count;
+    PerDraw<int64_t> count{0};       // per row; under the threshold rule the least
+    PerDraw<double> threshold{0.0};  // per row
+    int threads = 1;
+};
+
 struct LmHeadTileArgs {
     const float* tile = nullptr;
     int64_t draws = 0, row_stride = 0, begin = 0, columns = 0, vocab = 0, n1 = 1, first = 0;

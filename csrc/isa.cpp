@@ -16,10 +16,12 @@ namespace driftmax {
     float read_sum(const float*, int64_t, int);                                             \
     void philox4x32(uint32_t*, uint32_t, uint32_t, uint32_t, uint32_t, uint32_t, uint32_t); \
     int64_t lm_head_state_bytes();                                                          \
+    Status unmask(const UnmaskArgs&);                                                       \
+    void transfer(const TransferArgs&);                                                     \
     }
-#define DRIFTMAX_ENTRY(isa)                                                                                             \
-    {#isa,          isa::fill,       isa::categorical,        isa::gumbel_topk, isa::lm_head_tile, isa::lm_head_finish, \
-     isa::read_sum, isa::philox4x32, isa::lm_head_state_bytes}
+#define DRIFTMAX_ENTRY(isa)                                                                                              \
+    {#isa,          isa::fill,       isa::categorical,         isa::gumbel_topk, isa::lm_head_tile, isa::lm_head_finish, \
+     isa::read_sum, isa::philox4x32, isa::lm_head_state_bytes, isa::unmask,      isa::transfer}
 
 #ifdef DRIFTMAX_HAS_v2
 DRIFTMAX_DECLARE(v2)

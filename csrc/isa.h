@@ -23,6 +23,8 @@ struct Kernels {
     float (*read_sum)(const float*, int64_t n, int threads);
     void (*philox)(uint32_t* out, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t k0, uint32_t k1);
     int64_t (*lm_head_state_bytes)();
+    Status (*unmask)(const UnmaskArgs&);
+    void (*transfer)(const TransferArgs&);
 };
 
 // Implementations that are compiled in and that this processor can run, best first. Ends with name == nullptr.

@@ -105,6 +105,55 @@ Status gumbel_topk(uintptr_t logits, int dtype, int64_t n0, int64_t n1, int64_t 
     return kernels().gumbel_topk(args);
 }
 
+Status unmask(uintptr_t logits, int dtype, int64_t rows, int64_t length, int64_t s0, int64_t s1, int64_t vocab, uintptr_t tokens,
+              uintptr_t revealed, int64_t mask_id, uintptr_t forbidden, int64_t forbidden_count, double probability,
+              uintptr_t probabilities, uint64_t seed, uintptr_t seeds, uintptr_t row_ids, uintptr_t positions, int64_t step,
+              double temperature, uintptr_t temperatures, int threads) {
+    need((tokens != 0 && revealed != 0) || rows * length == 0, "null output");
+    need(forbidden_count == 0 || (forbidden_count > 0 && forbidden != 0), "null forbidden columns");
+    need(temperatures || temperature >= 0.0, "temperature must not be negative or NaN");
+    UnmaskArgs args{logits_of(logits, dtype, rows, length, s0, s1, vocab),
+                    streams_of(seed, seeds, row_ids, positions, step),
+                    {temperature, pointer<const double>(temperatures)},
+                    {probability, pointer<const double>(probabilities)},
+                    pointer<int64_t>(tokens),
+                    pointer<int64_t>(revealed),
+                    mask_id,
+                    pointer<const int64_t>(forbidden),
+                    forbidden_count,
+                    threads};
+    if (length == 0) return 0;
+    py::gil_scoped_release release;
+    return kernels().unmask(args);
+}
+
+void transfer(uintptr_t tokens, uintptr_t drawn, uintptr_t scores, int dtype, uintptr_t moved, int64_t rows, int64_t length,
+              int64_t mask_id, int64_t begin, int64_t end, uintptr_t eligible, int rule, int64_t count, uintptr_t counts,
+              double threshold, uintptr_t thresholds, int threads) {
+    need(rows >= 0 && length >= 0, "negative shape");
+    need((tokens != 0 && drawn != 0 && scores != 0 && moved != 0) || rows * length == 0, "null argument");
+    need(dtype == 0 || dtype == 1, "scores must be float32 or float64");
+    need(begin >= 0 && end <= length, "window outside the row");
+    need(rule == 0 || rule == 1, "unknown rule");
+    TransferArgs args{rows,
+                      length,
+                      pointer<int64_t>(tokens),
+                      pointer<const int64_t>(drawn),
+                      pointer<const void>(scores),
+                      dtype_of(dtype),
+                      pointer<uint8_t>(moved),
+                      mask_id,
+                      begin,
+                      end,
+                      pointer<const uint8_t>(eligible),
+                      static_cast<TransferRule>(rule),
+                      {count, pointer<const int64_t>(counts)},
+                      {threshold, pointer<const double>(thresholds)},
+                      threads};
+    py::gil_scoped_release release;
+    kernels().transfer(args);
+}
+
 Status lm_head_tile(uintptr_t tile, int64_t draws, int64_t row_stride, int64_t begin, int64_t columns, int64_t vocab, int64_t n1,
                     int64_t first, uint64_t seed, uintptr_t seeds, uintptr_t row_ids, uintptr_t positions, int64_t step,
                     double temperature, uintptr_t temperatures, int method, int stats, uintptr_t state, int threads) {
@@ -179,6 +228,8 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
     m.def("fill", &fill);
     m.def("categorical", &categorical);
     m.def("gumbel_topk", &gumbel_topk);
+    m.def("unmask", &unmask);
+    m.def("transfer", &transfer);
     m.def("lm_head_state_bytes", [] { return kernels().lm_head_state_bytes(); });
     m.def("lm_head_tile", &lm_head_tile);
     m.def("lm_head_finish", &lm_head_finish);

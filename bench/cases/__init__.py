@@ -10,6 +10,8 @@ CASES = {
     "categorical": "one draw per row of logits: methods, dtypes, batch sizes, filters, real logits",
     "gumbel_topk": "k draws per row without replacement",
     "lm_head_categorical": "hidden states and head weights to tokens, logits never stored",
+    "unmask": "one step of masked diffusion on stored logits: which positions, and their tokens",
+    "transfer": "dLLM decoding: writing the tokens with the best scores",
     "fill": "uniform, exponential, Gumbel and normal fills",
     "overhead": "what one call on a tiny tensor costs beside the work",
     "discrete": "masked diffusion: network calls, sampler time, RADD-small end to end",

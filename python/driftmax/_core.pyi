@@ -88,6 +88,53 @@ def gumbel_topk(
     threads: int,
     /,
 ) -> int: ...
+def unmask(
+    logits: int,
+    dtype: int,
+    rows: int,
+    length: int,
+    s0: int,
+    s1: int,
+    vocab: int,
+    tokens: int,  # int64* [rows, length], read and written
+    revealed: int,  # int64* [rows]
+    mask_id: int,
+    forbidden: int,  # int64*, or 0
+    forbidden_count: int,
+    probability: float,
+    probabilities: int,  # float64*, one per row
+    seed: int,
+    seeds: int,
+    row_ids: int,
+    positions: int,
+    step: int,
+    temperature: float,
+    temperatures: int,
+    threads: int,
+    /,
+) -> int:
+    """A bad row leaves `tokens` as they were."""
+
+def transfer(
+    tokens: int,  # int64* [rows, length], read and written
+    drawn: int,  # int64* [rows, length]
+    scores: int,  # [rows, length]
+    dtype: int,  # of the scores: 0 or 1
+    moved: int,  # uint8* [rows, length]
+    rows: int,
+    length: int,
+    mask_id: int,
+    begin: int,
+    end: int,
+    eligible: int,  # uint8* [rows, length], or 0
+    rule: int,  # 0 count; 1 the count, and all that reach the threshold
+    count: int,
+    counts: int,  # int64*, one per row
+    threshold: float,
+    thresholds: int,  # float64*, one per row
+    threads: int,
+    /,
+) -> None: ...
 def lm_head_state_bytes() -> int:
     """Bytes of running state per draw for lm_head_tile; start from zeros."""
 

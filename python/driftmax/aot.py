@@ -30,7 +30,7 @@ __all__ = ["OPS", "TARGETS", "CompiledKernel", "compile_kernels", "launches"]
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 
 #: Ops with Triton kernels: ``driftmax.kernels.<op>`` has the launcher ``<op>`` and ``specialisations``.
-OPS = ("fill", "categorical", "gumbel_topk", "lm_head_categorical")
+OPS = ("fill", "categorical", "gumbel_topk", "lm_head_categorical", "transfer", "unmask")
 
 #: Shared memory a program may have; more compiles and then does not launch.
 _SHARED = {"sm_80": 166912, "sm_90": 232448, "sm_100": 232448, "gfx942": 65536}
@@ -42,6 +42,7 @@ _TYPES = {
     torch.float64: "*fp64",
     torch.int32: "*i32",
     torch.int64: "*i64",
+    torch.uint8: "*u8",
 }
 
 

@@ -10,24 +10,26 @@ from pathlib import Path
 import pytest
 import torch
 
-SUITE = Path(__file__).with_name("suite.py")
+SUITES = [Path(__file__).with_name(name) for name in ("suite.py", "suite_steps.py")]
 
 
-def run_suite(**environment: str) -> None:
-    """Run suite.py under pytest; its whole report is the message if it fails."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(SUITE)]
+def run_suite(suite: Path, **environment: str) -> None:
+    """Run a suite under pytest; its whole report is the message if it fails."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(suite)]
     done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert " passed" in done.stdout
 
 
-def test_interpreted() -> None:
-    run_suite(TRITON_INTERPRET="1", OMP_NUM_THREADS="1", DRIFTMAX_TEST_DEVICE="cpu")
+@pytest.mark.parametrize("suite", SUITES, ids=lambda suite: suite.stem)
+def test_interpreted(suite: Path) -> None:
+    run_suite(suite, TRITON_INTERPRET="1", OMP_NUM_THREADS="1", DRIFTMAX_TEST_DEVICE="cpu")
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(
     not torch.cuda.is_available(), reason="no GPU here; the interpreted run covers the same suite"
 )
-def test_compiled() -> None:
-    run_suite(TRITON_INTERPRET="0", DRIFTMAX_TEST_DEVICE="cuda")
+@pytest.mark.parametrize("suite", SUITES, ids=lambda suite: suite.stem)
+def test_compiled(suite: Path) -> None:
+    run_suite(suite, TRITON_INTERPRET="0", DRIFTMAX_TEST_DEVICE="cuda")

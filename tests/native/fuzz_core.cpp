@@ -297,6 +297,140 @@ void fuzz_lm_head(Random& r) {
     for (int64_t i = 0; i < c.draws(); ++i) check_draw(c, rows[i], i, method, first);
 }
 
+// ---- steps of masked diffusion ---------------------------------------------------------------------------------------
+
+struct Step {
+    std::vector<int64_t> tokens, forbidden;
+    std::vector<double> probabilities;
+    int64_t mask_id = 0;
+    bool is_forbidden(int64_t token) const {
+        return token == mask_id || std::find(forbidden.begin(), forbidden.end(), token) != forbidden.end();
+    }
+};
+
+Step random_step(Random& r, const Case& c) {
+    Step s;
+    s.mask_id = r.chance(2) ? r.below(c.vocab) : r.pick<int64_t>({-1, c.vocab, INT64_MAX, INT64_MIN});
+    for (int64_t i = 0; i < c.draws(); ++i) s.tokens.push_back(r.chance(3) ? r.below(c.vocab) : s.mask_id);
+    for (int64_t i = 0; i < c.n0; ++i) s.probabilities.push_back(r.pick({0.0, 1.0, 0.5, r.uniform()}));
+    for (int64_t i = r.chance(2) ? 0 : r.below(5); i > 0; --i) s.forbidden.push_back(r.below(c.vocab + 4) - 2);
+    return s;
+}
+
+struct Stepped {
+    Status status = 0;
+    std::vector<int64_t> tokens, revealed;
+};
+
+Stepped run_unmask(const Kernels& kernels, const Case& c, const Step& s, int threads) {
+    Stepped out{0, s.tokens, std::vector<int64_t>(c.n0, -7)};
+    driftmax::UnmaskArgs a;
+    a.logits = c.view();
+    a.streams = c.streams();
+    a.temperature = c.options().temperature;
+    a.probability = PerDraw<double>{0.0, Case::pointer(s.probabilities)};
+    a.tokens = out.tokens.data();
+    a.revealed = out.revealed.data();
+    a.mask_id = s.mask_id;
+    a.forbidden = Case::pointer(s.forbidden);
+    a.forbidden_count = static_cast<int64_t>(s.forbidden.size());
+    a.threads = threads;
+    out.status = kernels.unmask(a);
+    return out;
+}
+
+bool is_revealed(const Case& c, const Step& s, int64_t draw) {
+    driftmax::oracle::Stream clock = stream_of(c, draw, driftmax::oracle::kUniform);
+    uint64_t element = clock.position;
+    clock.position = 0;
+    double u = driftmax::oracle::uniform(clock.word(element), clock.plane1().word(element), double());
+    return s.tokens[draw] == s.mask_id && u < s.probabilities[draw / c.n1];
+}
+
+// The step from its parts: each revealed draw as a batch of its own, forbidden columns set by hand.
+Stepped expected_step(const Kernels& kernels, const Case& c, const Step& s) {
+    Stepped want{0, s.tokens, std::vector<int64_t>(c.n0, 0)};
+    for (int64_t i = 0; i < c.draws(); ++i) {
+        if (!is_revealed(c, s, i)) continue;
+        Case one = single(c, i);
+        for (int64_t v = 0; v < c.vocab; ++v)
+            if (s.is_forbidden(v)) one.logits.set(v, -kInf);
+        Result drawn = run_categorical(kernels, one, Method::block, false, 1);
+        if (drawn.status != 0 && want.status == 0)
+            want.status = driftmax::status(static_cast<driftmax::StatusCode>(drawn.status & 255), i);
+        want.tokens[i] = drawn.tokens[0];
+        ++want.revealed[i / c.n1];
+    }
+    if (want.status != 0) want.tokens = s.tokens;
+    return want;
+}
+
+void fuzz_unmask(Random& r) {
+    Case c = random_case(r, r.chance(4), false);
+    Step s = random_step(r, c);
+    context().what = "unmask mask " + std::to_string(s.mask_id) + ", " + describe(c);
+    const Kernels* all = driftmax::available_kernels();
+    Stepped want = expected_step(all[0], c, s);
+    for (const Kernels* k = all; k->name; ++k) {
+        Stepped got = run_unmask(*k, c, s, static_cast<int>(1 + r.below(9)));
+        bool same = (got.status == 0) == (want.status == 0) && got.status >> 8 == want.status >> 8;
+        require(same, "status " + std::to_string(got.status) + " for " + std::to_string(want.status) + " on " + k->name);
+        require(got.tokens == want.tokens, std::string("tokens differ on ") + k->name);
+        require(want.status != 0 || got.revealed == want.revealed, std::string("counts differ on ") + k->name);
+    }
+}
+
+void fuzz_transfer(Random& r) {
+    driftmax::TransferArgs a;
+    a.rows = r.chance(10) ? 0 : 1 + r.below(6);
+    a.length = r.chance(10) ? 0 : 1 + r.below(r.chance(4) ? 3000 : 60);
+    a.dtype = r.chance(2) ? DType::f32 : DType::f64;
+    a.mask_id = 5;
+    a.end = a.length - (r.chance(2) ? 0 : r.below(a.length + 1));
+    a.begin = r.chance(2) ? 0 : r.below(a.length + 1);
+    a.rule = r.chance(2) ? driftmax::TransferRule::count : driftmax::TransferRule::threshold;
+    a.threshold.scalar = r.pick({0.0, -kInf, kInf, 1.0});
+    const int64_t size = a.rows * a.length;
+    context().what = "transfer rows " + std::to_string(a.rows) + " length " + std::to_string(a.length);
+    Buffer scores(a.dtype, size);
+    std::vector<int64_t> start, drawn, counts;
+    std::vector<uint8_t> eligible;
+    for (int64_t i = 0; i < size; ++i) {
+        scores.set(i, r.pick({0.0, -0.0, r.normal(), r.normal(), kInf, -kInf, std::numeric_limits<double>::quiet_NaN()}));
+        start.push_back(r.chance(3) ? 1 : a.mask_id);
+        drawn.push_back(10 + i);
+        eligible.push_back(r.chance(3) ? 0 : 1);
+    }
+    for (int64_t b = 0; b < a.rows; ++b) counts.push_back(r.pick<int64_t>({0, 1, a.length, INT64_MAX, r.below(a.length + 1)}));
+    a.scores = scores.data();
+    a.drawn = drawn.data();
+    a.count.values = counts.data();
+    if (r.chance(2)) a.eligible = eligible.data();
+    std::vector<int64_t> want = start;
+    for (int64_t b = 0; b < a.rows; ++b) {
+        std::vector<int64_t> order;
+        for (int64_t j = a.begin; j < a.end; ++j)
+            if (int64_t i = b * a.length + j; start[i] == a.mask_id && (!a.eligible || eligible[i])) order.push_back(i);
+        auto score = [&](int64_t i) { return std::isnan(scores.get(i)) ? -kInf : scores.get(i); };
+        std::stable_sort(order.begin(), order.end(), [&](int64_t i, int64_t j) { return score(i) > score(j); });
+        int64_t many = counts[b];
+        if (a.rule == driftmax::TransferRule::threshold)
+            many = std::max(many,
+                            std::count_if(order.begin(), order.end(), [&](int64_t i) { return score(i) >= a.threshold.scalar; }));
+        for (int64_t i = 0; i < std::min(many, static_cast<int64_t>(order.size())); ++i) want[order[i]] = drawn[order[i]];
+    }
+    for (const Kernels* k = driftmax::available_kernels(); k->name; ++k) {
+        std::vector<int64_t> tokens = start;
+        std::vector<uint8_t> moved(size, 7);
+        a.tokens = tokens.data();
+        a.moved = moved.data();
+        a.threads = static_cast<int>(1 + r.below(9));
+        k->transfer(a);
+        require(tokens == want, std::string("tokens differ on ") + k->name);
+        for (int64_t i = 0; i < size; ++i) require(moved[i] == (want[i] != start[i]), "wrong flag at " + std::to_string(i));
+    }
+}
+
 // ---- fills -----------------------------------------------------------------------------------------------------------
 
 struct FillCase {
@@ -392,10 +526,12 @@ void fuzz_fill(Random& r) {
 void run_case(uint64_t seed, uint64_t number) {
     context() = {seed, number, "shaping"};
     Random r(seed, number);
-    switch (r.below(5)) {
+    switch (r.below(7)) {
         case 0: return fuzz_topk(r);
         case 1: return fuzz_lm_head(r);
         case 2: return fuzz_fill(r);
+        case 3: return fuzz_unmask(r);
+        case 4: return fuzz_transfer(r);
         default: return fuzz_categorical(r);
     }
 }

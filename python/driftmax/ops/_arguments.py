@@ -124,11 +124,30 @@ def options(
     return temperature, temperatures, top_k, top_ks, top_p, top_ps, min_p, min_ps
 
 
+def scalar_or_rows(
+    name: str, value: PerRow, lead: Sequence[int], batch: Tensor
+) -> tuple[float, Tensor | None]:
+    """A checked float argument as the ops take it: (scalar, None), or (0.0, float64 of shape `lead`)."""
+    if isinstance(value, (float, int)):
+        return _number(name, float(value)), None
+    return 0.0, _per_draw(name, value, torch.float64, lead, batch)
+
+
+def int_or_rows(name: str, value: PerRowInt, lead: Sequence[int], batch: Tensor) -> tuple[Any, Tensor | None]:
+    """The same for integers: (scalar, None), or (0, int64 of shape `lead`)."""
+    if isinstance(value, (int, torch.SymInt)):
+        return _number(name, value), None
+    return 0, _per_draw(name, value, torch.int64, lead, batch)
+
+
 _RANGES: dict[str, tuple[Any, str]] = {
     "temperature": (lambda t: (t >= 0) & (t < math.inf), "finite and not negative"),
     "top_k": (lambda k: k >= 1, "at least 1"),
     "top_p": (lambda p: (p > 0) & (p <= 1), "in (0, 1]"),
     "min_p": (lambda p: (p >= 0) & (p <= 1), "in [0, 1]"),
+    "count": (lambda n: n >= 0, "at least 0"),
+    "threshold": (lambda t: t == t, "a number"),
+    "probability": (lambda p: (p >= 0) & (p <= 1), "in [0, 1]"),
 }
 
 
@@ -192,6 +211,20 @@ def sink(out: Tensor, shape: Sequence[int], dtype: torch.dtype, device: torch.de
     if out.device != device:
         raise ValueError(f"out is on {out.device}, the input on {device}")
     return out if out.is_contiguous() else torch.empty_like(out, memory_format=torch.contiguous_format)
+
+
+def check_tokens(name: str, value: Tensor, shape: Sequence[int] | None, batch: Tensor) -> None:
+    """Raise unless `value` is an int64 tensor of `shape` (None: any matrix) beside `batch`."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, not {type(value).__name__}")
+    if value.dtype != torch.int64:
+        raise TypeError(f"{name} must be int64, not {value.dtype}")
+    if shape is None and value.ndim != 2:
+        raise ValueError(f"{name} must have shape [rows, positions], not {tuple(value.shape)}")
+    if shape is not None and tuple(value.shape) != tuple(shape):
+        raise ValueError(f"{name} must have shape {tuple(shape)}, not {tuple(value.shape)}")
+    if value.device != batch.device:
+        raise ValueError(f"{name} is on {value.device}, the rest on {batch.device}")
 
 
 def pointer(values: Tensor | None) -> int:
