@@ -396,19 +396,20 @@ def test_without_weight_on_tokens_in_place_it_is_confidence(temperature):
 
 
 def test_tokens_in_place_win_ties():
-    """A network that is certain: every score is 0, so that what is revealed first stays."""
+    """A network that is sure of the last position first, then of everything: what was revealed stays."""
 
     def model(tokens: Tensor) -> Tensor:
-        return torch.tensor([0.0, 800.0, 0.0]).expand(*tokens.shape, 3)
+        logits = torch.tensor([0.0, 800.0, 0.0]).repeat(*tokens.shape, 1)
+        logits[(tokens == 3).all(1), :3] = 0.0
+        return logits
 
     model.time_independent = True
     states = []
     sample(
         model, (1, 4), mask_id=3, sampler=P2(3.0), schedule=Linear(), steps=4, rng=0, callback=states.append
     )
-    assert [state.masked[0].tolist() for state in states] == [
-        [False] * k + [True] * (4 - k) for k in range(1, 5)
-    ]
+    wanted = [[True, True, True, False], [False, True, True, False], [False, False, True, False], [False] * 4]
+    assert [state.masked[0].tolist() for state in states] == wanted
 
 
 def test_p2_rows_do_not_depend_on_the_batch():

@@ -66,13 +66,14 @@ class Output:
     def log_prob(self, tokens: Tensor) -> Tensor:
         """The model's log-probability of `tokens` [m], before temperature and filters: a further pass."""
         _, stats = self._categorical(rng=0, temperature=0.0)
+        dtype = stats.log_z.dtype
         if self.head is None:
-            logit = self.values.gather(1, tokens[:, None])[:, 0]
+            logit = self.values.gather(1, tokens[:, None])[:, 0].to(dtype)
         else:
             weight, bias = self.head
-            logit = (self.values * weight[tokens]).sum(1)
-            logit = logit if bias is None else logit + bias[tokens]
-        return logit.to(stats.log_z.dtype) - stats.log_z
+            logit = (self.values.to(dtype) * weight[tokens].to(dtype)).sum(1)
+            logit = logit if bias is None else logit + bias[tokens].to(dtype)
+        return logit - stats.log_z
 
     def _categorical(self, **options: Any) -> tuple[Tensor, CategoricalStats]:
         if self.head is None:
