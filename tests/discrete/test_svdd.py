@@ -14,6 +14,7 @@ import pytest
 import torch
 from driftmax.discrete import (
     Ancestral,
+    Confidence,
     Cosine,
     Euler,
     FirstHitting,
@@ -21,6 +22,7 @@ from driftmax.discrete import (
     ParallelReveal,
     Plan,
     Problem,
+    RandomOrder,
     sample,
 )
 from driftmax.discrete.svdd import SMC, SVDD, Argmax, Completion, LocalSoftmax, _systematic
@@ -310,6 +312,30 @@ class TestBases:
         w = reward.exp()
         assert_law(tokens, 2 * law * (w[:, None] / (w[:, None] + w[None, :]) @ law))
 
+    def test_blocks_stay_in_order(self):
+        """Block by block of one: the first position in every candidate, then the second; the tilted law."""
+        seen = []
+
+        def value(tokens, t):
+            seen.append((tokens == 3).sum(0).tolist())
+            return TWO.mean[TWO.oracle.code(tokens)]
+
+        codes = TWO.codes(SVDD(RandomOrder(block_length=1), value, 2, ALPHA, SMC(0.0)), ROWS)
+        assert seen == [[0, 2 * ROWS], [0, 0]]
+        assert_law(codes, TWO.importance_law(TWO.law))
+        seen.clear()
+        codes = TWO.codes(SVDD(RandomOrder(block_length=1), value, 32, ALPHA, SMC(1.0)), 1000)
+        assert seen == [[0, 32_000], [0, 0]]
+        assert TWO.distance(codes) < floor(TWO.target.numpy(), 1000)
+
+    @pytest.mark.parametrize("selection", [LocalSoftmax(), SMC(1.0)], ids=str)
+    def test_random_order_is_first_hitting(self, selection):
+        one, two = (
+            THREE.codes(SVDD(base, THREE.value(THREE.mean), 4, ALPHA, selection), 100)
+            for base in (RandomOrder(), FirstHitting())
+        )
+        assert bool((one == two).all())
+
     def test_times_reach_the_value(self):
         seen = []
 
@@ -474,6 +500,9 @@ class TestErrors:
 
         with pytest.raises(TypeError, match="Other"):
             TWO.draw(SVDD(Other(), threes, 2), 3)
+        for base in (Confidence(), SVDD(FirstHitting(), threes, 2)):
+            with pytest.raises(TypeError, match="cannot step"):
+                TWO.draw(SVDD(base, threes, 2), 3, steps=2)
 
     @pytest.mark.parametrize("bad", [lambda x, t: x, lambda x, t: 1.0, lambda x, t: torch.zeros(2)])
     def test_value_shapes(self, bad):

@@ -17,7 +17,10 @@ import torch
 from torch import Tensor
 
 from driftmax import random
+from driftmax.discrete.decoding import RandomOrder
 from driftmax.discrete.events import Events
+from driftmax.discrete.first_hitting import FirstHitting, ParallelReveal
+from driftmax.discrete.plan import Plan
 from driftmax.discrete.problem import Call, Problem, Sampler, State
 from driftmax.discrete.reveal import drawn_tokens, position_streams
 from driftmax.errors import InvalidDistribution
@@ -244,10 +247,11 @@ Value: TypeAlias = Callable[[Tensor, Tensor | None], Tensor] | Completion
 
 
 class _Plans(NamedTuple):
-    """When a planned sampler (`Plan`, `FirstHitting`, `ParallelReveal`) serves each position of each row."""
+    """When a planned sampler (`Plan`, `FirstHitting`, ...) serves each position of each row."""
 
     event: Tensor  # int64 [N, L]; -1: never
     times: Tensor | None  # float64 [N, events]
+    exchangeable: bool  # whether, given the past, the masked positions are all alike
 
 
 class _Population(NamedTuple):
@@ -267,7 +271,7 @@ def _candidates(problem: Problem, m: int) -> Problem:
     return replace(problem, shape=shape, prompt=prompt, rng=RowStreams(seed, rows))
 
 
-def _with_plans(inner: State) -> State:
+def _with_plans(base: Sampler, inner: State) -> State:
     """Event lists, which belong to rows for good, as tables that can follow the rows around."""
     events = inner.memo
     if not isinstance(events, Events):
@@ -277,7 +281,19 @@ def _with_plans(inner: State) -> State:
     table[events.rows, events.positions] = torch.arange(len(sizes), device=sizes.device).repeat_interleave(
         sizes
     )
-    return replace(inner, memo=_Plans(table, events.times))
+    alike = isinstance(base, (FirstHitting, ParallelReveal, Plan))
+    if isinstance(base, RandomOrder):
+        alike = base.block_length is None
+    return replace(inner, memo=_Plans(table, events.times, alike))
+
+
+def _steppable(inner: State) -> bool:
+    """Whether rows can change places: plans can, and so do rows that share a time grid and keep no memory."""
+    memo = inner.memo
+    if isinstance(memo, _Plans):
+        return True
+    shared = type(memo) is tuple and len(memo) > 0 and isinstance(memo[0], Tensor)
+    return shared and memo[0].shape == (inner.total + 1,)
 
 
 def _propose(base: Sampler, inner: State) -> State:
@@ -301,7 +317,7 @@ def _propose(base: Sampler, inner: State) -> State:
 def _inherit(inner: State, parents: Tensor) -> State:
     """The candidates go on from `parents` [N]; what a plan has ahead of it is dealt to the masks anew.
 
-    Given the past, the events to come are exchangeable over the masked positions: dealing them anew leaves
+    Where, given the past, the masked positions are exchangeable, dealing them the events to come anew leaves
     the law as it is, and lets candidates of one parent differ in where they go next.
     """
     plans, problem, e = inner.memo, inner.problem, inner.step - 1
@@ -309,14 +325,16 @@ def _inherit(inner: State, parents: Tensor) -> State:
     if not isinstance(plans, _Plans) or inner.step >= inner.total:
         return replace(inner, tokens=tokens)
     event = plans.event[parents]
+    times = None if plans.times is None else plans.times[parents]
+    if not plans.exchangeable:
+        return replace(inner, tokens=tokens, memo=_Plans(event, times, False))
     ahead = event > e
     streams = problem.streams.at(step=e, positions=torch.full((len(tokens),), _SHUFFLE))
     keys = random.uniform(event.shape, rng=streams, dtype=torch.float64, device=event.device)
     here = (~ahead).to(torch.int8).argsort(stable=True)
     there = keys.masked_fill(~ahead, 2.0).argsort(stable=True)
     event = event.scatter(1, there, event.gather(1, here))
-    times = None if plans.times is None else plans.times[parents]
-    return replace(inner, tokens=tokens, memo=_Plans(event, times))
+    return replace(inner, tokens=tokens, memo=_Plans(event, times, True))
 
 
 def _times(inner: State) -> Tensor | None:
@@ -335,7 +353,8 @@ class SVDD:
     Parameters
     ----------
     base : Sampler
-        `FirstHitting`, `ParallelReveal`, `Plan`, `Ancestral`, `Euler`, `UniformAnalytic` or `UniformEuler`.
+        `FirstHitting`, `ParallelReveal`, `Plan`, `RandomOrder`, `Ancestral`, `Euler`, `UniformAnalytic` or
+        `UniformEuler`.
     value : callable or Completion
         ``value(tokens, t) -> [N]``, larger is better: tokens int64 ``[N, L]``, some masked, `t` float32
         ``[N]`` their times, or None where the base sampler has no clock. Where no mask is left it must be the
@@ -364,9 +383,9 @@ class SVDD:
 
     A row's tokens depend on its stream alone, however the batch is split, unless the population is shared.
     Candidates copied from one parent get new positions to reveal (what is ahead is exchangeable, so that the
-    law is the same) but keep its times, where the network asks for times. With `cache` a step in which no
-    candidate changes selects nothing; without, it does, and the tokens may differ. The values are looked at
-    on the host.
+    law is the same; within blocks they keep the parent's) but keep its times, where the network asks for
+    times. With `cache` a step in which no candidate changes selects nothing; without, it does, and the tokens
+    may differ. The values are looked at on the host.
 
     Examples
     --------
@@ -401,9 +420,8 @@ class SVDD:
         prompt = problem.prompt
         if self.selection.shared and prompt is not None and not bool((prompt == prompt[:1]).all()):
             raise ValueError("a shared population needs one prompt for all rows")
-        inner = _with_plans(self.base.init(_candidates(problem, self.candidates)))
-        grid = isinstance(inner.memo, tuple) and bool(inner.memo) and isinstance(inner.memo[0], Tensor)
-        if not grid:
+        inner = _with_plans(self.base, self.base.init(_candidates(problem, self.candidates)))
+        if not _steppable(inner):
             raise TypeError(f"SVDD cannot step {type(self.base).__name__}: its rows cannot change places")
         groups = 1 if self.selection.shared else problem.shape[0]
         since = inner.row_nfe.new_zeros(

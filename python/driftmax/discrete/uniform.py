@@ -152,7 +152,11 @@ class _UniformSampler(ABC):
         noises = self.noises(problem.schedule, times)
         if not bool(torch.isfinite(noises).all()):
             raise ValueError(f"{name} needs finite noise at t = 1, which {problem.schedule} does not have")
-        state = first_state(problem, steps, (times, noises.tolist()))
+        prompt = problem.prompt
+        free = (
+            problem.shape[0] * problem.shape[1] if prompt is None else int((prompt == problem.mask_id).sum())
+        )
+        state = first_state(problem, steps, (times, noises.tolist(), free))
         u = random.uniform(problem.shape, rng=problem.streams, dtype=torch.float64, device=problem.device)
         banned = set(problem.banned or ())
         allowed = torch.tensor([v for v in range(self.vocab_size) if v not in banned], device=u.device)
@@ -171,7 +175,7 @@ class _UniformSampler(ABC):
     def step(self, state: State) -> State:
         """One network call; every position that the prompt leaves open is drawn anew."""
         problem, k = state.problem, state.step
-        times, _ = state.memo
+        times, _, free = state.memo
         batch, length = problem.shape
         t = times[k].to(torch.float32).expand(batch).to(state.tokens.device)
         log_scores = problem.model(state.tokens, t)
@@ -186,7 +190,6 @@ class _UniformSampler(ABC):
             part = slice(first, first + together)
             law = forbid(self.transition(state, state.tokens[part], log_scores[part]), problem)
             tokens[part] = categorical(law, rng=streams[part])
-        free = tokens.numel() if problem.prompt is None else int((problem.prompt == problem.mask_id).sum())
         return self._with_prompt(state.after(tokens, None, free), tokens)
 
 
