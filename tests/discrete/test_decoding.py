@@ -447,6 +447,52 @@ def test_order_temperature_draws_positions_without_replacement(rule, key):
         assert_law(cells, wanted(0.4))
 
 
+# --- the law of one token a call ----------------------------------------------------------------------------
+
+KERNEL = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.6, 0.3], [0.25, 0.25, 0.5]], dtype=torch.float64)
+
+
+def one_a_call(sampler: Any) -> tuple[Tensor, Tensor]:
+    """20000 chains of 4 tokens from the exact denoiser, numbered, and the chain's law."""
+    sequences = torch.cartesian_prod(*[torch.arange(3)] * 4)
+    law = torch.linalg.matrix_power(KERNEL, 200)[0][sequences[:, 0]]
+    for i in range(1, 4):
+        law = law * KERNEL[sequences[:, i - 1], sequences[:, i]]
+
+    def model(tokens: Tensor) -> Tensor:
+        known, place = tokens.unique(dim=0, return_inverse=True)
+        weight = ((known[:, None] == 3) | (known[:, None] == sequences)).all(-1) * law
+        each = [weight @ (sequences == v).double() for v in range(3)]
+        return (torch.stack(each, -1) / weight.sum(1)[:, None, None]).log()[place]
+
+    model.time_independent = True
+    tokens = sample(model, (20_000, 4), mask_id=3, sampler=sampler, rng=4).tokens
+    return (tokens * torch.tensor([27, 9, 3, 1])).sum(1), law
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        RandomOrder(),
+        RandomOrder(block_length=2),
+        EntropyOrder(),
+        EntropyOrder(order_temperature=0.2),
+        MarginOrder(block_length=3),
+        EntropyBounded(0.0),
+    ],
+    ids=str,
+)
+def test_an_order_that_does_not_look_at_the_draws_keeps_the_law(sampler):
+    """False alarms at 1e-9; what the test sees: the next one."""
+    assert_law(*one_a_call(sampler))
+
+
+@pytest.mark.parametrize("sampler", [Confidence(), MaskGitPlus(), Threshold(2.0), Factor(0.0)], ids=str)
+def test_an_order_by_the_draws_does_not(sampler):
+    with pytest.raises(AssertionError):
+        assert_law(*one_a_call(sampler))
+
+
 # --- invariance, calls, head --------------------------------------------------------------------------------
 
 EVERY = [

@@ -1,7 +1,9 @@
 """Decoding rules of masked diffusion language models: the network's output says which positions to reveal.
 
-The law of what comes out is not that of the diffusion process: rules trade it for fewer calls or likelier
-sequences. Exact samplers are `Plan`, `FirstHitting` and, on its grid, `Ancestral`.
+Most rules trade the law of the diffusion process for fewer calls or likelier sequences. What keeps it, for a
+network that is exact: one token a call, at a position chosen without a look at the draws (`RandomOrder`,
+`EntropyOrder`, `MarginOrder` with ``steps=None``). A score of the draw itself (`Confidence`, `MaskGitPlus`)
+favours likely tokens even so. Several tokens in one call do not see each other.
 """
 
 from __future__ import annotations
@@ -57,7 +59,8 @@ class Confidence(Counted):
     Nie et al., "Large Language Diffusion Models" (2025). The confidence of a draw is its probability under
     ``softmax(logits)``: before temperature and filters, which shape the draw only. (With temperature other
     than 0 and 1, or filters, that takes a second pass over the logits.) Ties go to the lower position;
-    log-probabilities within 2**-20 of zero tie.
+    log-probabilities within 2**-20 of zero tie. Likely tokens come out more often than the model says, even
+    at one token a call: choosing among draws is not drawing.
 
     The published code draws with ``exp(logits) / (-log u)**T`` in float64 at every position of the sequence.
     Its law is softmax(logits / T), but exp overflows for logits above 709. Here the draw is
