@@ -24,13 +24,27 @@ from driftmax.discrete.problem import Call, Denoiser, Problem, Sampler, SampleRe
 from driftmax.discrete.remask import P2, Cap, ConfidenceBased, Loop, Remasking, ReMDM, Rescale
 from driftmax.discrete.sample import sample
 from driftmax.discrete.schedules import Cosine, Geometric, Linear, LogLinear, Polynomial, Schedule
+from driftmax.discrete.scores import (
+    NoiseConditioned,
+    ScoreDenoiser,
+    ScoreModel,
+    absorbing_log_scores,
+    denoiser_logits,
+    uniform_log_scores,
+)
+from driftmax.discrete.svdd import SMC, SVDD, Argmax, Completion, LocalSoftmax, Selected, Selection
+from driftmax.discrete.uniform import UniformAnalytic, UniformEuler
 
 __all__ = [
     "P2",
+    "SMC",
+    "SVDD",
     "Ancestral",
+    "Argmax",
     "Call",
     "Cap",
     "ClassifierFreeGuidance",
+    "Completion",
     "Confidence",
     "ConfidenceBased",
     "Cosine",
@@ -44,10 +58,12 @@ __all__ = [
     "FirstHitting",
     "Geometric",
     "Linear",
+    "LocalSoftmax",
     "LogLinear",
     "Loop",
     "MarginOrder",
     "MaskGitPlus",
+    "NoiseConditioned",
     "Pace",
     "ParallelReveal",
     "Plan",
@@ -60,8 +76,17 @@ __all__ = [
     "SampleResult",
     "Sampler",
     "Schedule",
+    "ScoreDenoiser",
+    "ScoreModel",
+    "Selected",
+    "Selection",
     "State",
     "Threshold",
+    "UniformAnalytic",
+    "UniformEuler",
+    "absorbing_log_scores",
+    "denoiser_logits",
     "from_transformers",
     "sample",
+    "uniform_log_scores",
 ]
