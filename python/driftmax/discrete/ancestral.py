@@ -10,7 +10,8 @@ from torch import Tensor
 
 from driftmax import random
 from driftmax.discrete.problem import Problem, State, first_state
-from driftmax.discrete.reveal import drawn_tokens, position_streams
+from driftmax.discrete.reveal import checked_logits, drawn_tokens, draws_from_logits, position_streams
+from driftmax.ops.unmask import unmask
 
 __all__ = ["Ancestral", "Euler"]
 
@@ -31,16 +32,18 @@ class _GridSampler(ABC):
         times = problem.schedule.grid(steps)
         probability = self.probabilities(problem, times).clamp(0.0, 1.0)
         probability[-1] = 1.0  # the last step leaves no mask
-        return first_state(problem, steps, (times, probability.tolist()))
+        forbidden = None if not problem.banned else torch.tensor(problem.banned, device=problem.device)
+        return first_state(problem, steps, _Grid(times.tolist(), probability.tolist(), forbidden))
 
     def step(self, state: State) -> State:
         """Decide which positions unmask in this step; if any, or without a cache, call the network."""
-        problem, k = state.problem, state.step
-        times, probability = state.memo
+        if not state.problem.cache and draws_from_logits(state.problem):
+            return _whole_step(state)
+        problem, grid, k = state.problem, state.memo, state.step
         u = random.uniform(
             problem.shape, rng=problem.streams.at(step=k), dtype=torch.float64, device=problem.device
         )
-        row, position = (state.masked & (u < probability[k])).nonzero(as_tuple=True)
+        row, position = (state.masked & (u < grid.probability[k])).nonzero(as_tuple=True)
         chosen = None
         local = row
         if problem.cache:
@@ -49,11 +52,42 @@ class _GridSampler(ABC):
             if not problem.whole_batch:
                 chosen, local = row.unique_consecutive(return_inverse=True)
         batch = state.tokens if chosen is None else state.tokens[chosen]
-        t = times[k].to(torch.float32).expand(batch.shape[0]).to(batch.device)
         streams = position_streams(problem, row, position, k)
         tokens = state.tokens.clone()
-        tokens[row, position] = drawn_tokens(problem, batch, t, local, position, streams)
+        drawn = drawn_tokens(problem, batch, grid.time(k, batch), local, position, streams)
+        tokens[row, position] = drawn
         return state.after(tokens, chosen, row.numel())
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """What the samplers on a grid keep."""
+
+    times: list[float]
+    probability: list[float]
+    forbidden: Tensor | None
+
+    def time(self, k: int, batch: Tensor) -> Tensor:
+        """The time of step k, as networks take it."""
+        return torch.full(batch.shape[:1], self.times[k], dtype=torch.float32, device=batch.device)
+
+
+@torch.no_grad()
+def _whole_step(state: State) -> State:
+    """The same step on the logits of all positions, by the fused op: nothing is read on the host."""
+    problem, grid, k = state.problem, state.memo, state.step
+    logits = checked_logits(problem, state.tokens, grid.time(k, state.tokens))
+    tokens = state.tokens.clone()
+    revealed = unmask(
+        logits,
+        tokens,
+        grid.probability[k],
+        mask_id=problem.mask_id,
+        forbidden=grid.forbidden,
+        temperature=problem.temperature,
+        rng=problem.streams.at(step=k),
+    ).sum()
+    return state.after(tokens, None, int(revealed) if revealed.is_cpu else revealed)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from driftmax.discrete.problem import Problem
-from driftmax.discrete.reveal import _head, forbid
+from driftmax.discrete.reveal import checked_logits, exposed_head, forbid
 from driftmax.ops.categorical import CategoricalStats, categorical
 from driftmax.ops.lm_head_categorical import lm_head_categorical
 from driftmax.random import RowStreams
@@ -89,13 +89,8 @@ def evaluate(problem: Problem, batch: Tensor, t: Tensor | None, rows: Tensor, po
 
     `t` is [n] or None, and not passed to a network that is independent of time.
     """
-    head = _head(problem) if problem.time_independent else None
+    head = exposed_head(problem) if problem.time_independent else None
     if head is not None:
         return Output(problem, problem.model.features(batch)[rows, positions], head)
-    logits = problem.model(batch) if problem.time_independent else problem.model(batch, t)
-    if logits.ndim != 3 or logits.shape[:2] != batch.shape:
-        raise ValueError(
-            f"the model returned logits of shape {tuple(logits.shape)} for tokens of shape "
-            f"{tuple(batch.shape)}; wanted [rows, length, vocabulary]"
-        )
+    logits = checked_logits(problem, batch, t)
     return Output(problem, forbid(logits[rows, positions], problem), None)

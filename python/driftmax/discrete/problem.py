@@ -50,7 +50,7 @@ class Call(NamedTuple):
 
     step: int  # of the sampler
     rows: int  # sequences in the batch
-    revealed: int  # tokens drawn from its output
+    revealed: int | Tensor  # tokens drawn from its output; a tensor where reading it would wait for a device
     ess: Tensor | None = None  # of guided sampling (`SVDD`): effective number of candidates, float64 [B]
 
 
@@ -239,7 +239,7 @@ class State:
         """bool ``[B, L]``: positions still masked."""
         return self.tokens == self.problem.mask_id
 
-    def after(self, tokens: Tensor, rows: Tensor | None, revealed: int) -> State:
+    def after(self, tokens: Tensor, rows: Tensor | None, revealed: int | Tensor) -> State:
         """The next state, when a call with `rows` (None: all) led to `tokens`."""
         batch = self.problem.shape[0]
         row_nfe = self.row_nfe + 1 if rows is None else self.row_nfe.index_add(0, rows, torch.ones_like(rows))

@@ -12,7 +12,14 @@ from driftmax.ops.categorical import categorical
 from driftmax.ops.lm_head_categorical import lm_head_categorical
 from driftmax.random import RowStreams
 
-__all__ = ["drawn_tokens", "forbid", "position_streams"]
+__all__ = [
+    "checked_logits",
+    "drawn_tokens",
+    "draws_from_logits",
+    "exposed_head",
+    "forbid",
+    "position_streams",
+]
 
 
 def position_streams(problem: Problem, rows: Tensor, positions: Tensor, step: int = 0) -> RowStreams:
@@ -29,7 +36,7 @@ def forbid(logits: Tensor, problem: Problem) -> Tensor:
     return logits
 
 
-def _head(problem: Problem) -> tuple[Tensor, Tensor | None] | None:
+def exposed_head(problem: Problem) -> tuple[Tensor, Tensor | None] | None:
     """Weight and bias of the model's head, forbidden tokens at -inf; None where it exposes none."""
     head = getattr(problem.model, "head", None)
     if head is None or not callable(getattr(problem.model, "features", None)):
@@ -41,6 +48,23 @@ def _head(problem: Problem) -> tuple[Tensor, Tensor | None] | None:
         bias = weight.new_zeros(vocab) if bias is None else bias.detach().clone()
         bias[forbidden] = -torch.inf
     return weight, bias
+
+
+def checked_logits(problem: Problem, batch: Tensor, t: Tensor | None) -> Tensor:
+    """The network's logits ``[n, L, V]`` for `batch` [n, L] at times `t` [n]."""
+    logits: Tensor = problem.model(batch) if problem.time_independent else problem.model(batch, t)
+    if logits.ndim != 3 or logits.shape[:2] != batch.shape:
+        raise ValueError(
+            f"the model returned logits of shape {tuple(logits.shape)} for tokens of shape "
+            f"{tuple(batch.shape)}; wanted [rows, length, vocabulary]"
+        )
+    return logits
+
+
+def draws_from_logits(problem: Problem) -> bool:
+    """Whether tokens are drawn from the network's stored logits, without filters."""
+    filtered = problem.top_k is not None or problem.top_p is not None or problem.min_p is not None
+    return not filtered and (not problem.time_independent or exposed_head(problem) is None)
 
 
 @torch.no_grad()
@@ -63,19 +87,14 @@ def drawn_tokens(
         "min_p": problem.min_p,
         "rng": streams,
     }
-    head = _head(problem) if problem.time_independent else None
+    head = exposed_head(problem) if problem.time_independent else None
     if head is not None:
         hidden = problem.model.features(batch)
         if not rows.numel():
             return rows
         drawn: Tensor = lm_head_categorical(hidden[rows, positions], head[0], head[1], **options)
         return drawn
-    logits = problem.model(batch) if problem.time_independent else problem.model(batch, t)
-    if logits.ndim != 3 or logits.shape[:2] != batch.shape:
-        raise ValueError(
-            f"the model returned logits of shape {tuple(logits.shape)} for tokens of shape "
-            f"{tuple(batch.shape)}; wanted [rows, length, vocabulary]"
-        )
+    logits = checked_logits(problem, batch, t)
     if not rows.numel():
         return rows
     tokens: Tensor = categorical(forbid(logits[rows, positions], problem), **options)
