@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from driftmax.bench.cases import discrete
+
 from tests.statistics import assert_law
 
 
