@@ -44,7 +44,7 @@ class ScoreModel(Protocol):
     Examples
     --------
     >>> import torch
-    >>> from driftmax.discrete.scores import ScoreModel
+    >>> from driftmax.discrete import ScoreModel
     >>> isinstance(lambda tokens, t: torch.zeros(*tokens.shape, 5), ScoreModel)
     True
     """
@@ -83,7 +83,7 @@ def absorbing_log_scores(logits: Tensor, sigma_bar: float | Tensor) -> Tensor:
     Examples
     --------
     >>> import math, torch
-    >>> from driftmax.discrete.scores import absorbing_log_scores
+    >>> from driftmax.discrete import absorbing_log_scores
     >>> absorbing_log_scores(torch.zeros(1, 1, 4), math.log(2.0)).exp().flatten().tolist()
     [0.25, 0.25, 0.25, 0.25]
     """
@@ -114,7 +114,7 @@ def denoiser_logits(log_scores: Tensor, sigma_bar: float | Tensor) -> Tensor:
     Examples
     --------
     >>> import torch
-    >>> from driftmax.discrete.scores import absorbing_log_scores, denoiser_logits
+    >>> from driftmax.discrete import absorbing_log_scores, denoiser_logits
     >>> logits = torch.tensor([[[0.5, 0.25, 0.25]]]).log()
     >>> denoiser_logits(absorbing_log_scores(logits, 3.0), 3.0).exp().flatten().tolist()
     [0.5, 0.25, 0.25]
@@ -148,7 +148,7 @@ def uniform_log_scores(logits: Tensor, tokens: Tensor, sigma_bar: float | Tensor
     Examples
     --------
     >>> import torch
-    >>> from driftmax.discrete.scores import uniform_log_scores
+    >>> from driftmax.discrete import uniform_log_scores
     >>> scores = uniform_log_scores(torch.zeros(1, 1, 2), torch.zeros(1, 1, dtype=torch.int64), 0.7)
     >>> [round(value, 4) for value in scores.exp().flatten().tolist()]
     [1.0, 1.6546]
@@ -178,8 +178,7 @@ class NoiseConditioned:
     Examples
     --------
     >>> import torch
-    >>> from driftmax.discrete import Geometric
-    >>> from driftmax.discrete.scores import NoiseConditioned
+    >>> from driftmax.discrete import Geometric, NoiseConditioned
     >>> model = NoiseConditioned(lambda tokens, noise: noise, Geometric(1e-4, 20.0))
     >>> round(float(model(torch.zeros(1, 2, dtype=torch.int64), torch.ones(1))), 4)
     20.0
@@ -222,8 +221,7 @@ class ScoreDenoiser:
     Examples
     --------
     >>> import torch
-    >>> from driftmax.discrete import FirstHitting, LogLinear, sample
-    >>> from driftmax.discrete.scores import ScoreDenoiser
+    >>> from driftmax.discrete import FirstHitting, LogLinear, ScoreDenoiser, sample
     >>> model = ScoreDenoiser(lambda tokens, t: torch.zeros(*tokens.shape, 5), LogLinear())
     >>> sample(model, (2, 8), mask_id=5, sampler=FirstHitting(), schedule=LogLinear(), rng=0).nfe
     8

@@ -17,12 +17,14 @@ import torch
 from torch import Tensor
 
 from driftmax import random
+from driftmax.discrete.ancestral import Ancestral, Euler
 from driftmax.discrete.decoding import RandomOrder
 from driftmax.discrete.events import Events
 from driftmax.discrete.first_hitting import FirstHitting, ParallelReveal
 from driftmax.discrete.plan import Plan
 from driftmax.discrete.problem import Call, Problem, Sampler, State
 from driftmax.discrete.reveal import drawn_tokens, position_streams
+from driftmax.discrete.uniform import UniformAnalytic, UniformEuler
 from driftmax.errors import InvalidDistribution
 from driftmax.ops.categorical import categorical
 from driftmax.random import RowStreams
@@ -31,6 +33,7 @@ __all__ = ["SMC", "SVDD", "Argmax", "Completion", "LocalSoftmax", "Selected", "S
 
 # Positions of the streams that no token has: the base sampler's draws use those of the sequence.
 _SELECT, _SHUFFLE = 2**32 - 1, 2**32 - 2
+_ON_A_GRID = (Ancestral, Euler, UniformAnalytic, UniformEuler)
 
 
 class Selected(NamedTuple):
@@ -39,7 +42,7 @@ class Selected(NamedTuple):
     Examples
     --------
     >>> import torch
-    >>> from driftmax.discrete.svdd import Argmax
+    >>> from driftmax.discrete import Argmax
     >>> values = torch.tensor([[0.0, 3.0]], dtype=torch.float64)
     >>> Argmax().select(values, torch.zeros_like(values), 1.0, 1, None).parents
     tensor([[1, 1]])
@@ -59,7 +62,7 @@ class Selection(Protocol):
 
     Examples
     --------
-    >>> from driftmax.discrete.svdd import SMC, Selection
+    >>> from driftmax.discrete import SMC, Selection
     >>> selection: Selection = SMC()
     """
 
@@ -86,7 +89,7 @@ class Argmax:
 
     Examples
     --------
-    >>> from driftmax.discrete.svdd import Argmax
+    >>> from driftmax.discrete import Argmax
     >>> Argmax().shared
     False
     """
@@ -114,7 +117,7 @@ class LocalSoftmax:
 
     Examples
     --------
-    >>> from driftmax.discrete.svdd import LocalSoftmax
+    >>> from driftmax.discrete import LocalSoftmax
     >>> LocalSoftmax().shared
     False
     """
@@ -159,7 +162,7 @@ class SMC:
 
     Examples
     --------
-    >>> from driftmax.discrete.svdd import SMC
+    >>> from driftmax.discrete import SMC
     >>> SMC(threshold=0.3)
     SMC(threshold=0.3, shared=False)
     """
@@ -213,8 +216,7 @@ class Completion:
     Examples
     --------
     >>> import torch
-    >>> from driftmax.discrete import FirstHitting, sample
-    >>> from driftmax.discrete.svdd import SVDD, Completion
+    >>> from driftmax.discrete import SVDD, Completion, FirstHitting, sample
     >>> def model(tokens, t=None): return torch.zeros(*tokens.shape, 5)
     >>> model.time_independent = True
     >>> value = Completion(lambda tokens: (tokens == 3).sum(1))
@@ -287,15 +289,6 @@ def _with_plans(base: Sampler, inner: State) -> State:
     return replace(inner, memo=_Plans(table, events.times, alike))
 
 
-def _steppable(inner: State) -> bool:
-    """Whether rows can change places: plans can, and so do rows that share a time grid and keep no memory."""
-    memo = inner.memo
-    if isinstance(memo, _Plans):
-        return True
-    shared = type(memo) is tuple and len(memo) > 0 and isinstance(memo[0], Tensor)
-    return shared and memo[0].shape == (inner.total + 1,)
-
-
 def _propose(base: Sampler, inner: State) -> State:
     """One step of the base sampler for all candidates, with noise that no earlier step has used."""
     plans, problem, e = inner.memo, inner.problem, inner.step
@@ -339,11 +332,11 @@ def _inherit(inner: State, parents: Tensor) -> State:
 
 def _times(inner: State) -> Tensor | None:
     """Time of each candidate after the last step, float32 [N]; None where the base sampler has no clock."""
-    memo, n = inner.memo, len(inner.tokens)
+    memo = inner.memo
     if isinstance(memo, _Plans):
         return None if memo.times is None else memo.times[:, inner.step - 1].to(torch.float32)
-    grid: Tensor = memo[0]
-    return grid[inner.step].to(torch.float32).expand(n).to(inner.tokens.device)
+    time = float(inner.problem.schedule.grid(inner.total)[inner.step])
+    return torch.full(inner.tokens.shape[:1], time, dtype=torch.float32, device=inner.tokens.device)
 
 
 @dataclass(frozen=True)
@@ -390,8 +383,7 @@ class SVDD:
     Examples
     --------
     >>> import torch
-    >>> from driftmax.discrete import Ancestral, sample
-    >>> from driftmax.discrete.svdd import SVDD
+    >>> from driftmax.discrete import SVDD, Ancestral, sample
     >>> def model(tokens, t=None): return torch.zeros(*tokens.shape, 5)
     >>> model.time_independent = True
     >>> def threes(tokens, t): return (tokens == 3).sum(1)
@@ -421,7 +413,8 @@ class SVDD:
         if self.selection.shared and prompt is not None and not bool((prompt == prompt[:1]).all()):
             raise ValueError("a shared population needs one prompt for all rows")
         inner = _with_plans(self.base, self.base.init(_candidates(problem, self.candidates)))
-        if not _steppable(inner):
+        # Rows of a plan can change places, and so can rows that share a grid and keep no memory of their own.
+        if not isinstance(inner.memo, _Plans) and not isinstance(self.base, _ON_A_GRID):
             raise TypeError(f"SVDD cannot step {type(self.base).__name__}: its rows cannot change places")
         groups = 1 if self.selection.shared else problem.shape[0]
         since = inner.row_nfe.new_zeros(

@@ -177,7 +177,7 @@ class _UniformSampler(ABC):
         problem, k = state.problem, state.step
         times, _, free = state.memo
         batch, length = problem.shape
-        t = times[k].to(torch.float32).expand(batch).to(state.tokens.device)
+        t = torch.full((batch,), float(times[k]), dtype=torch.float32, device=state.tokens.device)
         log_scores = problem.model(state.tokens, t)
         if log_scores.shape != (batch, length, self.vocab_size):
             raise ValueError(
@@ -229,8 +229,7 @@ class UniformAnalytic(_UniformSampler):
     Examples
     --------
     >>> import torch
-    >>> from driftmax.discrete import Geometric, sample
-    >>> from driftmax.discrete.uniform import UniformAnalytic
+    >>> from driftmax.discrete import Geometric, UniformAnalytic, sample
     >>> def model(tokens, t): return torch.zeros(*tokens.shape, 5)
     >>> sampler = UniformAnalytic(vocab_size=5)
     >>> result = sample(model, (2, 8), mask_id=-1, sampler=sampler, schedule=Geometric(), steps=4, rng=0)
@@ -267,8 +266,7 @@ class UniformEuler(_UniformSampler):
     Examples
     --------
     >>> import torch
-    >>> from driftmax.discrete import LogLinear, sample
-    >>> from driftmax.discrete.uniform import UniformEuler
+    >>> from driftmax.discrete import LogLinear, UniformEuler, sample
     >>> def model(tokens, t): return torch.zeros(*tokens.shape, 5)
     >>> sampler = UniformEuler(vocab_size=5)
     >>> sample(model, (2, 8), mask_id=-1, sampler=sampler, schedule=LogLinear(), steps=4, rng=0).nfe
