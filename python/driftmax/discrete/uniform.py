@@ -62,9 +62,10 @@ def euler_log_probabilities(log_scores: Tensor, tokens: Tensor, noise: float) ->
     [0.1, 0.1, 0.7, 0.1]
     """
     own = tokens.unsqueeze(-1)
-    go = (log_scores.double() + _log(noise / log_scores.shape[-1])).scatter(-1, own, -math.inf)
+    go = log_scores.to(torch.float64, copy=True).add_(_log(noise / log_scores.shape[-1]))
+    go.scatter_(-1, own, -math.inf)
     total = go.logsumexp(-1, keepdim=True).exp()
-    return go.scatter(-1, own, torch.log1p(-total.clamp(max=1.0)))
+    return go.scatter_(-1, own, torch.log1p(-total.clamp(max=1.0)))
 
 
 def analytic_log_probabilities(log_scores: Tensor, tokens: Tensor, noise: float) -> Tensor:
@@ -103,12 +104,11 @@ def analytic_log_probabilities(log_scores: Tensor, tokens: Tensor, noise: float)
     keep, vocab = math.exp(-noise), log_scores.shape[-1]
     move = -math.expm1(-noise) / vocab
     own = tokens.unsqueeze(-1)
-    ratio = log_scores.double().scatter(-1, own, 0.0)
-    # Over the mean ratio: (score / mean - 1) + e**-noise, the two small terms of a long noise each on its own
-    mean = ratio.logsumexp(-1, keepdim=True) - math.log(vocab)
-    earlier = (torch.expm1(ratio - mean) + keep).clamp(min=0.0).log()
+    score = log_scores.to(torch.float64, copy=True).scatter_(-1, own, 0.0)
+    score.sub_(score.amax(-1, keepdim=True)).exp_()  # all relative to the largest: nothing overflows
+    earlier = score.div_(score.mean(-1, keepdim=True)).sub_(1.0 - keep).clamp_(min=0.0).log_()
     stay = earlier.gather(-1, own) + math.log(keep + move)
-    return (earlier + _log(move)).scatter(-1, own, stay)
+    return earlier.add_(_log(move)).scatter_(-1, own, stay)
 
 
 @dataclass(frozen=True)
