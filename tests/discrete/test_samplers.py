@@ -111,6 +111,7 @@ class TestHittingTimes:
         length, schedule = 5, Cosine()
         sample(model, (4000, length), mask_id=2, sampler=FirstHitting(), schedule=schedule, rng=3)
         first, last = schedule.masked(seen[0]).numpy(), schedule.masked(seen[-1]).numpy()
+        assert seen[0].dtype == torch.float32
         assert kstest(first**length, "uniform").pvalue > 1e-6
         assert kstest(1 - (1 - last) ** length, "uniform").pvalue > 1e-6  # the smallest
         assert all(bool((a >= b).all()) for a, b in itertools.pairwise(seen))

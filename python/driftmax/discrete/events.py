@@ -86,7 +86,7 @@ def advance(state: State) -> State:
     batch = state.tokens if chosen is None else state.tokens[chosen]
     t = None
     if events.times is not None and not problem.time_independent:
-        t = events.times[:, e] if chosen is None else events.times[chosen, e]
+        t = (events.times[:, e] if chosen is None else events.times[chosen, e]).float()
     row, position = events.rows[part], events.positions[part]
     drawn = drawn_tokens(problem, batch, t, events.local[part], position, events.streams[part])
     tokens = state.tokens.clone()

@@ -22,10 +22,11 @@ _LINEAR = Linear()
 class Denoiser(Protocol):
     """A network that predicts clean tokens: ``model(tokens, t=None) -> logits``.
 
-    `tokens` is int64 ``[B, L]``, `t` None or ``[B]`` times, logits ``[B, L, V]``. Two attributes are looked
-    for. ``time_independent = True`` says that the output does not depend on `t`, which is then never passed:
-    RADD, and every masked language model. A method ``features(tokens) -> [B, L, D]`` with ``head``, a pair
-    of weight ``[V, D]`` and bias ``[V]`` or None, lets samplers run the head only where a token is drawn.
+    `tokens` is int64 ``[B, L]``, `t` None or float32 ``[B]`` times, logits ``[B, L, V]``. Two attributes are
+    looked for. ``time_independent = True`` says that the output does not depend on `t`, which is then never
+    passed: RADD, and every masked language model. A method ``features(tokens) -> [B, L, D]`` with ``head``, a
+    pair of weight ``[V, D]`` and bias ``[V]`` or None, lets samplers run the head only where a token is
+    drawn.
 
     Examples
     --------

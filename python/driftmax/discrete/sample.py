@@ -48,9 +48,13 @@ def sample(
     shape : (int, int)
         (B, L).
     mask_id : int
-        The mask token, inside the logits' last dimension or beyond it.
+        The mask token, inside the logits' last dimension or beyond it. For uniform-state diffusion it only
+        marks what is to be filled.
     sampler : Sampler, default Plan()
-        `Plan`, `Ancestral`, `Euler`, `FirstHitting`, `ParallelReveal`, or a decoding rule.
+        `Plan`, `Ancestral`, `Euler`, `FirstHitting`, `ParallelReveal`; decoding rules (`Confidence`,
+        `RandomOrder`, `EntropyOrder`, `MarginOrder`, `MaskGitPlus`, `Threshold`, `Factor`,
+        `EntropyBounded`); remasking (`ReMDM`, `P2`); `UniformEuler` and `UniformAnalytic`; or `SVDD` around
+        one of them.
     schedule : Schedule, default LogLinear()
         Of the samplers that have a clock.
     steps : int or None, default None
