@@ -22,25 +22,38 @@ template <typename F> double rank_of(F score) {
     return score == score ? static_cast<double>(score) : -std::numeric_limits<double>::infinity();
 }
 
-// The positions of a row that may be written, in order.
+// The positions of a row that may be written, in order. Here and below nothing branches on what is random.
 template <typename F> int64_t gather(const TransferArgs& args, int64_t row, Candidate* out) {
     const int64_t* tokens = args.tokens + row * args.length;
     const F* scores = static_cast<const F*>(args.scores) + row * args.length;
     const uint8_t* eligible = args.eligible ? args.eligible + row * args.length : nullptr;
     int64_t count = 0;
-    for (int64_t j = args.begin; j < args.end; ++j)
-        if (tokens[j] == args.mask_id && (!eligible || eligible[j])) out[count++] = {rank_of(scores[j]), j};
+    for (int64_t j = args.begin; j < args.end; ++j) {
+        out[count] = {rank_of(scores[j]), j};
+        count += (tokens[j] == args.mask_id) & (!eligible || eligible[j]);
+    }
     return count;
 }
 
-int64_t wanted(const TransferArgs& args, int64_t row, const Candidate* candidates, int64_t count) {
-    int64_t many = args.count[row];
+// Moves the candidates to be written to the front; their number.
+int64_t select(const TransferArgs& args, int64_t row, Candidate* candidates, int64_t count) {
+    const int64_t least = std::clamp<int64_t>(args.count[row], 0, count);
     if (args.rule == TransferRule::threshold) {
         const double threshold = args.threshold[row];
-        int64_t above = std::count_if(candidates, candidates + count, [&](const Candidate& c) { return c.score >= threshold; });
-        many = std::max(many, above);
+        int64_t above = 0;
+        for (int64_t i = 0; i < count; ++i) above += candidates[i].score >= threshold;
+        if (above >= least) {
+            int64_t kept = 0;
+            for (int64_t i = 0; i < count; ++i) {
+                const Candidate c = candidates[i];
+                candidates[kept] = c;
+                kept += c.score >= threshold;
+            }
+            return kept;
+        }
     }
-    return std::clamp<int64_t>(many, 0, count);
+    if (least > 0 && least < count) std::nth_element(candidates, candidates + least, candidates + count);
+    return least;
 }
 
 template <typename F> void transfer_row(const TransferArgs& args, int64_t row) {
@@ -48,9 +61,7 @@ template <typename F> void transfer_row(const TransferArgs& args, int64_t row) {
     uint8_t* moved = args.moved + row * length;
     std::fill(moved, moved + length, uint8_t{0});
     auto* candidates = static_cast<Candidate*>(scratch(6, static_cast<size_t>(length) * sizeof(Candidate)));
-    const int64_t count = gather<F>(args, row, candidates);
-    const int64_t many = wanted(args, row, candidates, count);
-    if (many < count) std::nth_element(candidates, candidates + many, candidates + count);
+    const int64_t many = select(args, row, candidates, gather<F>(args, row, candidates));
     for (int64_t i = 0; i < many; ++i) {
         const int64_t at = candidates[i].position;
         args.tokens[row * length + at] = args.drawn[row * length + at];
