@@ -10,25 +10,39 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/index.md", "docs/numerics.md"]
+PAGES = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "docs/index.md",
+    "docs/numerics.md",
+    "docs/discrete.md",
+]
 
 
-def python_blocks() -> list[tuple[int, str]]:
+def python_blocks(text: str) -> list[tuple[int, str]]:
     """(line number of the first line, code) of each fenced Python block."""
     blocks = []
-    for match in re.finditer(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL):
-        blocks.append((README.count("\n", 0, match.start(1)) + 1, match.group(1)))
+    for match in re.finditer(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        blocks.append((text.count("\n", 0, match.start(1)) + 1, match.group(1)))
     return blocks
 
 
-def test_examples_run_in_order(capsys: pytest.CaptureFixture[str]) -> None:
-    blocks = python_blocks()
-    assert len(blocks) >= 10
-    namespace: dict[str, Any] = {"__name__": "readme"}
+@pytest.mark.parametrize(
+    ("page", "least", "prints"),
+    [("README.md", 10, "a logit is NaN"), ("docs/discrete.md", 2, "network calls instead of 256")],
+)
+def test_examples_run_in_order(
+    page: str, least: int, prints: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = ROOT / page
+    blocks = python_blocks(path.read_text(encoding="utf-8"))
+    assert len(blocks) >= least
+    namespace: dict[str, Any] = {"__name__": "page"}
     for line, code in blocks:
-        # Empty lines in front give tracebacks the README's line numbers.
-        exec(compile("\n" * (line - 1) + code, str(ROOT / "README.md"), "exec"), namespace)
-    assert "a logit is NaN" in capsys.readouterr().out
+        # Empty lines in front give tracebacks the page's line numbers.
+        exec(compile("\n" * (line - 1) + code, str(path), "exec"), namespace)
+    assert prints in capsys.readouterr().out
 
 
 def test_ci_executes_the_commands_shown() -> None:
