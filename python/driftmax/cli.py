@@ -50,10 +50,10 @@ def _parser() -> argparse.ArgumentParser:
         "--case", nargs="+", action="extend", metavar="NAME", help="only these cases (see --list)"
     )
     bench.add_argument(
-        "--csv", type=Path, metavar="FILE", help="write tidy rows (the law case: law.csv beside it)"
+        "--csv", type=Path, metavar="FILE", help="write tidy rows (law.csv and discrete.csv beside it)"
     )
     bench.add_argument(
-        "--plot", type=Path, metavar="FILE", help="draw the rows (the law case: fp32_fault.png beside it)"
+        "--plot", type=Path, metavar="FILE", help="draw the rows (fp32_fault.png and discrete.png beside it)"
     )
     bench.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     bench.add_argument(
@@ -90,20 +90,20 @@ def _parser() -> argparse.ArgumentParser:
 
 def _generate_parser(generate: argparse.ArgumentParser) -> None:
     generate.description = (
-        "Draw text from the byte-level masked-diffusion model that ships with driftmax, trained on the Python "
-        "standard library. The text goes to the standard output, the seed and the network calls to the "
-        "standard error."
+        "Draw text from the byte-level masked-diffusion model that ships with driftmax, trained on the "
+        "Python standard library. The text goes to the standard output, the seed and the network calls to "
+        "the standard error."
     )
     source = generate.add_mutually_exclusive_group()
     source.add_argument("--prompt", metavar="TEXT", help="how the text begins")
     source.add_argument(
-        "--infill",
-        type=Path,
-        metavar="FILE",
-        help="fill the gaps <?N?> (N bytes each) of this file; - is stdin",
+        "--infill", type=Path, metavar="FILE", help="fill the gaps <?N?> (N bytes) of FILE; - is stdin"
     )
     generate.add_argument(
-        "--sampler", default="plan", metavar="NAME", help="plan (default), first-hitting, ancestral or euler"
+        "--sampler",
+        default="plan",
+        metavar="NAME",
+        help="plan (default), ancestral, euler, first-hitting, or a rule: confidence, entropy, margin",
     )
     generate.add_argument(
         "--steps", type=_positive, metavar="N", help="steps per 256 bytes (default: one byte at a time)"
@@ -113,6 +113,13 @@ def _generate_parser(generate: argparse.ArgumentParser) -> None:
     )
     generate.add_argument(
         "--seed", type=int, metavar="N", help="repeat a text (default: a new one each time)"
+    )
+    generate.add_argument(
+        "--temperature",
+        type=float,
+        default=1.0,
+        metavar="T",
+        help="of each draw (default 1, the model's law)",
     )
     generate.add_argument("--watch", action="store_true", help="show the text while it unmasks")
     generate.set_defaults(run=_generate)
@@ -144,6 +151,7 @@ def _generate(arguments: argparse.Namespace) -> int:
         steps=arguments.steps,
         length=arguments.length,
         seed=arguments.seed,
+        temperature=arguments.temperature,
         watch=arguments.watch,
     )
 
