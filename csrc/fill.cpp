@@ -13,30 +13,30 @@ struct Chunk {
     alignas(64) uint32_t hi[kChunk], lo[kChunk];
 };
 
-// The loops below are plain so that the compiler vectorises them; each writes n <= kChunk values, and makes whole chunks.
-template <typename F> void transform(int kind, const Chunk& c, F* out) {
+// The loops below are plain so that the compiler vectorises them. `count` is even.
+template <typename F> DRIFTMAX_INLINE void transform(int kind, const Chunk& c, F* out, int64_t count) {
     switch (kind) {
         case kUniform:
-            for (int64_t i = 0; i < kChunk; ++i) out[i] = uniform(c.hi[i], c.lo[i], F());
+            for (int64_t i = 0; i < count; ++i) out[i] = uniform(c.hi[i], c.lo[i], F());
             break;
         case kExponential:
-            for (int64_t i = 0; i < kChunk; ++i) out[i] = exponential<F>(c.hi[i], c.lo[i]);
+            for (int64_t i = 0; i < count; ++i) out[i] = exponential<F>(c.hi[i], c.lo[i]);
             break;
         case kGumbel:
-            for (int64_t i = 0; i < kChunk; ++i) out[i] = gumbel<F>(c.hi[i], c.lo[i]);
+            for (int64_t i = 0; i < count; ++i) out[i] = gumbel<F>(c.hi[i], c.lo[i]);
             break;
         default:
-            for (int64_t i = 0; i < kChunk; i += 2) box_muller<F>(c.hi[i], c.lo[i], c.hi[i + 1], c.lo[i + 1], out[i], out[i + 1]);
+            for (int64_t i = 0; i < count; i += 2) box_muller<F>(c.hi[i], c.lo[i], c.hi[i + 1], c.lo[i + 1], out[i], out[i + 1]);
     }
 }
 
 // A float of unit() has 24 bits: where min(hi, ~hi) >= 2^25 the low word cannot change it. So for float32 only the low words of
 // the other 1/64 are made; the rest are zero. Every word of a block counts, but for normals only those of even elements.
-void sparse_low(int kind, const Stream& low, uint64_t block, Chunk& c) {
+void sparse_low(int kind, const Stream& low, uint64_t block, Chunk& c, int64_t count) {
     uint32_t numbers[kChunk / 4 + 32], words[kChunk + 128];
     int64_t blocks = 0;
     const uint32_t used = kind == kNormal ? 0x5555u : 0xffffu;
-    for (int64_t i = 0; i < kChunk; i += 16) {
+    for (int64_t i = 0; i < count; i += 16) {
         // w + 2^25 < 2^26 modulo 2^32
         i32x16 high_bits = shr<26>(iload16(c.hi + i) + isplat(0x02000000));
         uint32_t doubt = ge(splat(0.0f), to_float(high_bits)) & used;
@@ -46,28 +46,32 @@ void sparse_low(int kind, const Stream& low, uint64_t block, Chunk& c) {
             doubt &= ~(0xfu << (4 * block_of));
         }
     }
-    std::memset(c.lo, 0, sizeof c.lo);
+    std::memset(c.lo, 0, static_cast<size_t>(count) * sizeof(uint32_t));
     std::memset(numbers + blocks, 0, 32 * sizeof(uint32_t));
     philox_words_of(words, low, static_cast<uint32_t>(block >> 32), numbers, blocks);
     for (int64_t j = 0; j < blocks; ++j) std::memcpy(c.lo + 4 * (numbers[j] - static_cast<uint32_t>(block)), words + 4 * j, 16);
 }
 
-// Values [begin, begin + n) of one stream; begin is a multiple of kChunk.
+// Elements to make for n: whole groups of philox_words.
+int64_t whole_groups(int64_t n) { return (n + 127) / 128 * 128; }
+
+// Values [begin, begin + n) of one stream; begin is a multiple of kChunk, n at most kChunk.
 template <typename F> void fill_chunk(int kind, const Stream& stream, int64_t begin, int64_t n, F* out) {
     Chunk words;
     uint64_t block = static_cast<uint64_t>(begin) / 4;
-    philox_words(words.hi, stream, block, kChunk / 4);
-    if (sizeof(F) == 8) philox_words(words.lo, stream.plane1(), block, kChunk / 4);
-    else if (kind != kUniform) sparse_low(kind, stream.plane1(), block, words);
-    if (n == kChunk) return transform(kind, words, out);
+    int64_t count = whole_groups(n);
+    philox_words(words.hi, stream, block, count / 4);
+    if (sizeof(F) == 8) philox_words(words.lo, stream.plane1(), block, count / 4);
+    else if (kind != kUniform) sparse_low(kind, stream.plane1(), block, words, count);
+    if (n == kChunk) return transform(kind, words, out, kChunk);
     F whole[kChunk];
-    transform(kind, words, whole);
+    transform(kind, words, whole, count);
     std::memcpy(out, whole, static_cast<size_t>(n) * sizeof(F));
 }
 
 void fill_bits(const Stream& stream, int64_t begin, int64_t n, uint32_t* out) {
     alignas(64) uint32_t words[kChunk];
-    philox_words(words, stream, static_cast<uint64_t>(begin) / 4, kChunk / 4);
+    philox_words(words, stream, static_cast<uint64_t>(begin) / 4, whole_groups(n) / 4);
     std::memcpy(out, words, static_cast<size_t>(n) * 4);
 }
 
