@@ -70,7 +70,7 @@ def test_wheel_holds_every_module_of_the_package(wheel_names: set[str]) -> None:
 
 def test_wheel_holds_types_core_and_licence(wheel_names: set[str]) -> None:
     files = package_files(wheel_names)
-    assert {"py.typed", "_core.pyi"} <= files
+    assert {"py.typed", "_core.pyi", "discrete/bytes_model.safetensors"} <= files
     assert len([name for name in files if name.startswith("_core.") and name.endswith((".so", ".pyd"))]) == 1
     assert [name for name in wheel_names if name.endswith(".dist-info/licenses/LICENSE")]
 
@@ -78,10 +78,11 @@ def test_wheel_holds_types_core_and_licence(wheel_names: set[str]) -> None:
 def test_wheel_holds_nothing_else(wheel_names: set[str]) -> None:
     outside = {name for name in wheel_names if not name.startswith("driftmax/") and ".dist-info/" not in name}
     assert outside == set()
+    data = {"py.typed", "discrete/bytes_model.safetensors"}
     strange = {
         name
-        for name in package_files(wheel_names)
-        if not name.endswith((".py", ".pyi", ".so", ".pyd")) and name != "py.typed"
+        for name in package_files(wheel_names) - data
+        if not name.endswith((".py", ".pyi", ".so", ".pyd"))
     }
     assert strange == set()
     parts = {part for name in wheel_names for part in PurePosixPath(name).parts}
@@ -113,7 +114,7 @@ def test_metadata(wheel: Path, wheel_names: set[str]) -> None:
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["Requires-Python"] == ">=3.11"
     requires = {line.split(">")[0].split(";")[0].strip() for line in metadata.get_all("Requires-Dist", [])}
-    assert {"numpy", "torch", "tqdm"} <= requires
+    assert {"numpy", "safetensors", "torch", "tqdm"} <= requires
 
 
 def test_core_in_the_wheel_loads_without_torch(wheel: Path, wheel_names: set[str], tmp_path: Path) -> None:
