@@ -293,6 +293,28 @@ class TestInvariance:
         assert "step" in capsys.readouterr().err
 
 
+class TestWholeBatch:
+    def test_products_of_one_shape(self, monkeypatch):
+        """The head's products have the same number of rows in every call, with or without a cache."""
+        from driftmax.discrete import reveal
+
+        sizes = set()
+        plain = reveal.lm_head_categorical
+
+        def watched(hidden, *arguments, **options):
+            sizes.add(hidden.shape[0])
+            return plain(hidden, *arguments, **options)
+
+        monkeypatch.setattr(reveal, "lm_head_categorical", watched)
+        tokens = []
+        for cache in (True, False):
+            options = {"steps": 3, "rng": 1, "whole_batch": True, "cache": cache}
+            tokens.append(sample(Coupled(), (9, 30), mask_id=50, **options).tokens)
+        assert sizes == {64}
+        assert bool((tokens[0] == tokens[1]).all())
+        assert bool((tokens[0] == sample(Coupled(), (9, 30), mask_id=50, steps=3, rng=1).tokens).all())
+
+
 class TestMaskColumn:
     def test_mask_inside_the_vocabulary_is_never_drawn(self):
         def model(tokens, t=None):

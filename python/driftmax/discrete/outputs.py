@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from driftmax.discrete.problem import Problem
-from driftmax.discrete.reveal import checked_logits, exposed_head, forbid
+from driftmax.discrete.reveal import checked_logits, exposed_head, forbid, from_head
 from driftmax.ops.categorical import CategoricalStats, categorical
-from driftmax.ops.lm_head_categorical import lm_head_categorical
 from driftmax.random import RowStreams
 
 __all__ = ["RESOLUTION", "Output", "evaluate", "settled"]
@@ -79,7 +78,7 @@ class Output:
         if self.head is None:
             drawn: tuple[Tensor, CategoricalStats] = categorical(self.values, return_stats=True, **options)
             return drawn
-        drawn = lm_head_categorical(self.values, *self.head, return_stats=True, **options)
+        drawn = from_head(self.problem, self.values, self.head, return_stats=True, **options)
         return drawn
 
 

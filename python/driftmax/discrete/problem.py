@@ -83,8 +83,9 @@ class Problem:
         Call the network only for rows of which a token is revealed. Its output for the others is known not
         to be needed, if it does not depend on time. The tokens are the same, bitwise, with False.
     whole_batch : bool, default False
-        Put all rows into every network call, whether needed or not: for networks whose output for a row
-        depends on the others' presence (through a matrix product's choice of kernel, say).
+        Put all rows into every network call, whether needed or not, and run an exposed head on a fixed number
+        of rows: for networks whose output for a row depends on the others' presence (through a matrix
+        product's choice of kernel, say).
     temperature, top_k, top_p, min_p
         As in `driftmax.categorical`; scalars.
     device : torch.device or str, optional

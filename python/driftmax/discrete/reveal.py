@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from driftmax.discrete.problem import Problem
-from driftmax.ops.categorical import categorical
+from driftmax.ops.categorical import CategoricalStats, categorical
 from driftmax.ops.lm_head_categorical import lm_head_categorical
 from driftmax.random import RowStreams
 
@@ -48,6 +48,40 @@ def exposed_head(problem: Problem) -> tuple[Tensor, Tensor | None] | None:
         bias = weight.new_zeros(vocab) if bias is None else bias.detach().clone()
         bias[forbidden] = -torch.inf
     return weight, bias
+
+
+_ROWS = 64  # rows of a head's matrix product, where their number must not vary
+
+
+def from_head(
+    problem: Problem,
+    hidden: Tensor,
+    head: tuple[Tensor, Tensor | None],
+    *,
+    rng: RowStreams | int,
+    **options: Any,
+) -> Any:
+    """What `lm_head_categorical` gives for `hidden` [m, D], m > 0.
+
+    For a whole batch in products of one shape: which kernel computes a product, and so its rounding, may
+    depend on the number of rows, and that is what differs between runs with and without a cache.
+    """
+    if not problem.whole_batch:
+        return lm_head_categorical(hidden, *head, rng=rng, **options)
+    many = hidden.shape[0]
+    index = torch.arange(many + -many % _ROWS, device=hidden.device) % many  # padded by rows from the front
+    parts = [
+        lm_head_categorical(
+            hidden[part], *head, rng=rng[part] if isinstance(rng, RowStreams) else rng, **options
+        )
+        for part in index.view(-1, _ROWS)
+    ]
+    if isinstance(parts[0], Tensor):
+        return torch.cat(parts)[:many]
+    tokens, stats = zip(*parts, strict=True)
+    return torch.cat(tokens)[:many], CategoricalStats(
+        *(torch.cat(one)[:many] for one in zip(*stats, strict=True))
+    )
 
 
 def checked_logits(problem: Problem, batch: Tensor, t: Tensor | None) -> Tensor:
@@ -92,7 +126,7 @@ def drawn_tokens(
         hidden = problem.model.features(batch)
         if not rows.numel():
             return rows
-        drawn: Tensor = lm_head_categorical(hidden[rows, positions], head[0], head[1], **options)
+        drawn: Tensor = from_head(problem, hidden[rows, positions], head, **options)
         return drawn
     logits = checked_logits(problem, batch, t)
     if not rows.numel():
