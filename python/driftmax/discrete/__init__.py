@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from driftmax.discrete.ancestral import Ancestral, Euler
+from driftmax.discrete.bytes_model import load_bytes_model
 from driftmax.discrete.decoding import (
     Confidence,
     DreamPace,
@@ -18,6 +19,9 @@ from driftmax.discrete.decoding import (
 )
 from driftmax.discrete.first_hitting import FirstHitting, ParallelReveal
 from driftmax.discrete.guidance import ClassifierFreeGuidance
+from driftmax.discrete.likelihood import LikelihoodBound, exact_nll_bound, nll_bound
+from driftmax.discrete.losses import lambda_dce, masked_nll, t_dce
+from driftmax.discrete.network import RADD, RADDConfig
 from driftmax.discrete.plan import Plan
 from driftmax.discrete.pretrained import from_transformers
 from driftmax.discrete.problem import Call, Denoiser, Problem, Sampler, SampleResult, State
@@ -37,6 +41,7 @@ from driftmax.discrete.uniform import UniformAnalytic, UniformEuler
 
 __all__ = [
     "P2",
+    "RADD",
     "SMC",
     "SVDD",
     "Ancestral",
@@ -57,6 +62,7 @@ __all__ = [
     "Factor",
     "FirstHitting",
     "Geometric",
+    "LikelihoodBound",
     "Linear",
     "LocalSoftmax",
     "LogLinear",
@@ -69,6 +75,7 @@ __all__ = [
     "Plan",
     "Polynomial",
     "Problem",
+    "RADDConfig",
     "RandomOrder",
     "ReMDM",
     "Remasking",
@@ -86,7 +93,13 @@ __all__ = [
     "UniformEuler",
     "absorbing_log_scores",
     "denoiser_logits",
+    "exact_nll_bound",
     "from_transformers",
+    "lambda_dce",
+    "load_bytes_model",
+    "masked_nll",
+    "nll_bound",
     "sample",
+    "t_dce",
     "uniform_log_scores",
 ]
