@@ -66,7 +66,10 @@ constexpr float kLowest = -125.0f, kRounder = kMagic + 127.0f;
 struct NearForm {
     float c, reference, rounder, lowest;
     explicit NearForm(const Scale& s)
-        : c(s.c), reference(s.reference), rounder(kRounder - s.reference), lowest((s.reference + kLowest) / s.c) {}
+        : c(s.c),
+          reference(s.reference),
+          rounder(kRounder - s.reference),
+          lowest((s.reference + kLowest) / s.c) {}
     bool usable() const { return std::fabs(reference) < 0x1p21f && std::fabs(lowest) < kInfF; }
     DRIFTMAX_INLINE Parts operator()(f32x16 l) const {
         f32x16 kept = max(splat(lowest), l);  // keeps NaN

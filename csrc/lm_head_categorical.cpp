@@ -75,7 +75,8 @@ public:
             else if (by_token) code = race_tokens(s, p, n, at, draw, temperature);
             if (code == kOk && (args_.stats || !(greedily || by_token))) {
                 Scale scale = scale_of(s, p, n, greedily ? 1.0 : temperature);
-                Block b = args_.stats ? scan_block<F32, true>(p, n, scale, nullptr) : scan_block<F32, false>(p, n, scale, nullptr);
+                Block b =
+                    args_.stats ? scan_block<F32, true>(p, n, scale, nullptr) : scan_block<F32, false>(p, n, scale, nullptr);
                 if (!block_is_finite(b)) code = refuse(p, n);
                 else if (b.sum > 0 && add_block(s, p, n, b, scale, noise, at)) winner = at;
             }

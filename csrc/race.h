@@ -79,7 +79,8 @@ private:
     static constexpr int kMany = 3;  // survivors among sixteen tokens that are worth a look for the block's largest logit
 
     // Which of the sixteen tokens from i may still win, NaNs among them.
-    template <typename E> DRIFTMAX_INLINE uint32_t screen(const typename E::raw* p, int64_t i, int64_t n, const uint32_t* hi) const {
+    template <typename E> DRIFTMAX_INLINE uint32_t screen(const typename E::raw* p, int64_t i, int64_t n,
+                                                          const uint32_t* hi) const {
         bool whole = n - i >= 16;
         auto l = whole ? E::load(p + i) : load_part<E>(p + i, n - i);
         f32x16 gap = E::gap(l, threshold_, slope_);

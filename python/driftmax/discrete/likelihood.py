@@ -38,6 +38,14 @@ class LikelihoodBound:
         Tokens per sequence.
     evaluations : int
         Rows that went through the network.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from driftmax.discrete import exact_nll_bound
+    >>> bound = exact_nll_bound(lambda x: torch.zeros(*x.shape, 2), torch.tensor([[0, 1]]), mask_id=2)
+    >>> bound.length, bound.evaluations, round(float(bound.nats), 4)
+    (2, 3, 1.3863)
     """
 
     nats: Tensor
