@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, Literal, overload
 
@@ -150,8 +151,26 @@ def categorical(
     if vocab == 0:
         raise ValueError(f"logits of shape {tuple(logits.shape)} have no token to draw")
     code = method_code(method)
-    chosen = options(temperature, top_k, top_p, min_p, lead, logits)
     run = OP.runner(backend, logits)
+    # Where nothing is given but a seed, the core is called straight away: drawing a few tokens takes about a
+    # microsecond, and passing on arguments that are all absent would take another.
+    if (
+        run is OP.cpp
+        and type(rng) is int
+        and type(temperature) is float
+        and top_k is top_p is min_p is None
+        and not return_stats
+        and logits.is_contiguous()
+        and len(lead) == 1
+        and lead[0] > 0
+        and 0.0 <= temperature < math.inf
+    ):
+        tokens = (
+            empty_tokens(lead, logits, True) if out is None else sink(out, lead, torch.int64, logits.device)
+        )
+        _plain_core(logits, tokens, lead[0], vocab, resolve(rng, 0, 0, logits)[0], temperature, code)
+        return tokens if out is None or out is tokens else out.copy_(tokens)
+    chosen = options(temperature, top_k, top_p, min_p, lead, logits)
     tokens = (
         empty_tokens(lead, logits, run is OP.cpp)
         if out is None
@@ -169,6 +188,19 @@ def categorical(
     if out is not None and out is not tokens:
         tokens = out.copy_(tokens)
     return tokens if stats is None else (tokens, CategoricalStats(*stats.unbind(0)))
+
+
+def _plain_core(
+    logits: Tensor, tokens: Tensor, rows: int, vocab: int, seed: int, temperature: float, method: int
+) -> None:
+    """`run_core` for contiguous rows 0, 1, ... of one seed, without filters and by-products."""
+    seed &= 0xFFFFFFFFFFFFFFFF
+    status = core.categorical(
+        logits.data_ptr(), DTYPES[logits.dtype], rows, 1, vocab, vocab, vocab, seed, 0, 0, 0, 0,
+        temperature, 0, 0, 0, 1.0, 0, 0.0, 0, method, tokens.data_ptr(), 0, get_num_threads(),
+    )  # fmt: skip
+    if status:
+        raise_status(status, 1)
 
 
 def run_core(
