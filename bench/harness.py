@@ -99,6 +99,8 @@ class Workload:
         Instruction set that ``around`` forces.
     extra_mb : callable
         Extra peak memory by contender in MB, where the workload is about memory. Runs after the gate.
+    shortest_sample_s : float
+        Quicker calls are repeated within a sample until it lasts this long.
     """
 
     case: str
@@ -114,6 +116,7 @@ class Workload:
     around: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
     isa: str | None = None
     extra_mb: Callable[[], Mapping[str, float]] = dict
+    shortest_sample_s: float = SHORTEST_SAMPLE_S
 
     @property
     def label(self) -> str:
@@ -192,15 +195,16 @@ def measure(
     contenders: Mapping[str, Run],
     settings: Settings,
     *,
+    shortest_sample_s: float = SHORTEST_SAMPLE_S,
     clock: Callable[[], float] = time.perf_counter,
     sleep: Callable[[float], None] = time.sleep,
 ) -> dict[str, Timing]:
     """Time all contenders in interleaved rounds.
 
     Each contender first runs once untimed and once to learn its speed. Quick calls are repeated inside one
-    sample of at least 0.2 ms. Every second round goes backwards, so that nobody always runs behind the same
-    neighbour. A contender whose rounds would take longer than ``settings.budget_s`` takes part in fewer of
-    them, at least ``settings.least_rounds``.
+    sample of at least `shortest_sample_s`. Every second round goes backwards, so that nobody always runs
+    behind the same neighbour. A contender whose rounds would take longer than ``settings.budget_s`` takes
+    part in fewer of them, at least ``settings.least_rounds``.
 
     Parameters
     ----------
@@ -208,6 +212,8 @@ def measure(
         What to time, by name.
     settings : Settings
         Device, rounds and the budget.
+    shortest_sample_s : float
+        Least length of a sample.
     clock, sleep : callables
         Replaced by tests.
 
@@ -225,7 +231,7 @@ def measure(
             if first > settings.budget_s / settings.least_rounds
             else _sample(run, 1, settings.device, clock)
         )
-        repeats[name] = max(1, math.ceil(SHORTEST_SAMPLE_S / max(once, 1e-9)))
+        repeats[name] = max(1, math.ceil(shortest_sample_s / max(once, 1e-9)))
         affordable = int(settings.budget_s / max(once * repeats[name], 1e-9))
         rounds[name] = min(settings.rounds, max(settings.least_rounds, affordable))
     samples: dict[str, list[float]] = {name: [] for name in contenders}
@@ -253,7 +259,9 @@ def run_workload(workload: Workload, settings: Settings) -> Result:
     with workload.around():
         workload.gate()
         extra_mb = workload.extra_mb()
-        return Result(workload, measure(contenders, settings), extra_mb)
+        return Result(
+            workload, measure(contenders, settings, shortest_sample_s=workload.shortest_sample_s), extra_mb
+        )
 
 
 def run_all(
