@@ -20,7 +20,8 @@ def test_peers_draw_the_law(loop, monkeypatch) -> None:
 
 
 def test_expected_calls() -> None:
-    """One step calls once; many steps call once a token; one token calls once."""
+    """One step calls once; many steps call once a token; one token calls once; the published numbers."""
+    assert [round(discrete.expected_calls(n, 1024)) for n in (1024, 2048, 4096)] == [647, 806, 906]
     assert discrete.expected_calls(1, 100) == 1
     assert discrete.expected_calls(10**9, 100) == pytest.approx(100, rel=1e-5)
     assert discrete.expected_calls(100, 1) == pytest.approx(1)

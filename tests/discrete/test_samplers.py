@@ -118,10 +118,6 @@ class TestHittingTimes:
 
 
 class TestCalls:
-    @pytest.mark.parametrize(("steps", "wanted"), [(1024, 647), (2048, 806), (4096, 906)])
-    def test_the_formula(self, steps, wanted):
-        assert round(steps * (1 - (1 - 1 / steps) ** 1024)) == wanted
-
     @pytest.mark.parametrize("sampler", [Plan(), Ancestral()], ids=str)
     def test_expected_calls_of_a_row(self, sampler):
         """Mean of 2000 rows within 5 standard errors."""

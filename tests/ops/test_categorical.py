@@ -280,6 +280,7 @@ def test_rows_with_one_possible_token(vocab, dtype, backend):
         {"min_p": 1.0},
     ):
         tokens, stats = categorical(logits, rng=1, return_stats=True, backend=backend, **options)
+        assert isinstance(stats, driftmax.CategoricalStats)
         assert tokens.tolist() == places
         assert stats.margin.tolist() == [1.0] * len(places)
         assert stats.log_prob.abs().max() < 1e-6

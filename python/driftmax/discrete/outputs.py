@@ -46,8 +46,7 @@ class Output:
     def draw(self, streams: RowStreams) -> tuple[Tensor, CategoricalStats]:
         """A token for each position, int64 [m], and the statistics of the law drawn from."""
         problem = self.problem
-        filters = {"top_k": problem.top_k, "top_p": problem.top_p, "min_p": problem.min_p}
-        return self._categorical(rng=streams, temperature=problem.temperature, **filters)
+        return self._categorical(rng=streams, temperature=problem.temperature, **problem.filters)
 
     def draw_with_confidence(self, streams: RowStreams) -> tuple[Tensor, CategoricalStats, Tensor]:
         """As `draw`, and the model's log-probability of each token: before temperature and filters.
@@ -56,9 +55,8 @@ class Output:
         """
         tokens, stats = self.draw(streams)
         problem = self.problem
-        filtered = problem.top_k is not None or problem.top_p is not None or problem.min_p is not None
         # At temperature 0 the statistics are those of the model's law, whatever the filters.
-        plain = problem.temperature == 0 or (problem.temperature == 1 and not filtered)
+        plain = problem.temperature == 0 or (problem.temperature == 1 and not problem.filtered)
         return tokens, stats, stats.log_prob if plain else self.log_prob(tokens)
 
     @torch.no_grad()

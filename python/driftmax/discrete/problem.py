@@ -182,6 +182,16 @@ class Problem:
         return self.rng
 
     @property
+    def filters(self) -> dict[str, Any]:
+        """The filters of each draw, as `driftmax.categorical` takes them."""
+        return {"top_k": self.top_k, "top_p": self.top_p, "min_p": self.min_p}
+
+    @property
+    def filtered(self) -> bool:
+        """Whether any filter is given."""
+        return any(value is not None for value in self.filters.values())
+
+    @property
     def time_independent(self) -> bool:
         """Whether the model says that its output does not depend on time."""
         return bool(getattr(self.model, "time_independent", False))

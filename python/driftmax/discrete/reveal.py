@@ -18,6 +18,7 @@ __all__ = [
     "draws_from_logits",
     "exposed_head",
     "forbid",
+    "from_head",
     "position_streams",
 ]
 
@@ -97,8 +98,7 @@ def checked_logits(problem: Problem, batch: Tensor, t: Tensor | None) -> Tensor:
 
 def draws_from_logits(problem: Problem) -> bool:
     """Whether tokens are drawn from the network's stored logits, without filters."""
-    filtered = problem.top_k is not None or problem.top_p is not None or problem.min_p is not None
-    return not filtered and (not problem.time_independent or exposed_head(problem) is None)
+    return not problem.filtered and (not problem.time_independent or exposed_head(problem) is None)
 
 
 @torch.no_grad()
@@ -114,13 +114,7 @@ def drawn_tokens(
 
     Returns int64 [m]. `t` is [n] or None. With no position the network is called and its output dropped.
     """
-    options: dict[str, Any] = {
-        "temperature": problem.temperature,
-        "top_k": problem.top_k,
-        "top_p": problem.top_p,
-        "min_p": problem.min_p,
-        "rng": streams,
-    }
+    options: dict[str, Any] = {"temperature": problem.temperature, "rng": streams, **problem.filters}
     head = exposed_head(problem) if problem.time_independent else None
     if head is not None:
         hidden = problem.model.features(batch)
