@@ -1,4 +1,4 @@
-"""A minimal training loop for denoisers: AdamW, warm-up, cool-down, clipping, averages, checkpoints.
+"""A minimal training loop for denoisers: warm-up, cool-down, clipping, averages, checkpoints.
 
 Every random choice of step n is a function of the seed and n (batches, masks, dropout), so a run that was cut
 off resumes to the bits it would have had.
@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -127,7 +127,7 @@ class TrainState:
         Being trained.
     average : dict of Tensor
         Averaged parameters by name, float32.
-    optimizer : torch.optim.AdamW
+    optimizer : torch.optim.Optimizer
         With its moments.
     done : int
         Steps done.
@@ -137,7 +137,7 @@ class TrainState:
 
     model: nn.Module
     average: dict[str, Tensor]
-    optimizer: torch.optim.AdamW
+    optimizer: torch.optim.Optimizer
     done: int = 0
     losses: list[float] = field(default_factory=list)
 
@@ -233,8 +233,26 @@ class RandomWindows:
         return self.text[first[:, None] + torch.arange(self.length)].long()
 
 
-def init(model: nn.Module, config: TrainConfig) -> TrainState:
-    """The state before the first step.
+Optimizer: TypeAlias = Callable[[nn.Module, TrainConfig], torch.optim.Optimizer]
+
+
+def _adamw(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    parameters = list(model.parameters())
+    groups = [
+        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=config.learning_rate,
+        betas=config.betas,
+        fused=fused,
+    )
+
+
+def init(model: nn.Module, config: TrainConfig, optimizer: Optimizer = _adamw) -> TrainState:
+    """The state before the first step. `optimizer` is as for `train`.
 
     Examples
     --------
@@ -243,20 +261,11 @@ def init(model: nn.Module, config: TrainConfig) -> TrainState:
     >>> init(torch.nn.Linear(1, 1), TrainConfig(steps=10)).done
     0
     """
-    parameters = list(model.parameters())
-    groups = [
-        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
-    ]
-    fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
-    optimizer = torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=config.learning_rate,
-        betas=config.betas,
-        fused=fused,
-    )
     average = {name: p.detach().float().clone() for name, p in model.named_parameters()}
-    return TrainState(model, average, optimizer)
+    made = optimizer(model, config)
+    for group in made.param_groups:
+        group.setdefault("initial_lr", group["lr"])
+    return TrainState(model, average, made)
 
 
 def step(
@@ -280,7 +289,7 @@ def step(
     """
     rate = config.rate(state.done)
     for group in state.optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = group["initial_lr"] * (rate / config.learning_rate)
     streams = RowStreams(config.seed, len(tokens), step=state.done)
     device = tokens.device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -306,6 +315,7 @@ def train(
     *,
     mask_id: int,
     loss: Loss = lambda_dce,
+    optimizer: Optimizer = _adamw,
     checkpoint: str | Path | None = None,
     callback: Callable[[TrainState, TrainInfo], None] | None = None,
     progress: bool = True,
@@ -324,7 +334,11 @@ def train(
     mask_id : int
         Id of the mask.
     loss : callable, default lambda_dce
-        ``loss(model, tokens, mask_id=, rng=, reduction="mean")``; options by ``functools.partial``.
+        ``loss(model, tokens, mask_id=, rng=, reduction="mean")``; options by ``functools.partial``. `rng` is
+        a `RowStreams` whose ``step`` is the number of the step.
+    optimizer : callable, optional
+        ``optimizer(model, config)`` returns a torch optimizer; by default AdamW as `config` says. Each of its
+        groups keeps its own learning rate, which rises and falls as the configuration's does.
     checkpoint : str or Path, optional
         File for model, averages, optimiser and losses. If it is there, the run goes on from it. Written
         beside and renamed, so that a run cut off at any time leaves a whole one.
@@ -356,7 +370,7 @@ def train(
     >>> result.losses[-1] < result.losses[0]
     True
     """
-    state = init(model, config)
+    state = init(model, config, optimizer)
     device = next(model.parameters()).device
     path = None if checkpoint is None else Path(checkpoint)
     if path is not None and path.exists():
