@@ -92,6 +92,34 @@ class MarkovOracle:
 
         return self._run([step] * -(-self.length // k))
 
+    def high_order_law(self, k: int, method: str) -> np.ndarray:
+        """Exact law of `HighOrderReveal`: k a call, laws extrapolated from the call before."""
+        weight = (self.vocab + 1) ** np.arange(self.length - 1, -1, -1)
+        start = len(self.partial) - 1
+        states = {(start, start): 1.0}  # (seen by the call before, now) -> probability
+        for call in range(-(-self.length // k)):
+            after: dict[tuple[int, int], float] = {}
+            for (before, now), mass in states.items():
+                masks = np.flatnonzero(self.partial[now] == self.mask_id)
+                orders = list(itertools.permutations(masks, min(k, len(masks))))
+                for chosen in orders:
+                    laws = []
+                    for j, i in enumerate(chosen):
+                        w = 0.0 if call == 0 else j / k if method == "extrapolate" else call % 2 * (k - 1) / k
+                        p, q = self.conditionals[now, i], self.conditionals[before, i]
+                        law = np.maximum(p + w * (p - q), 0.0)
+                        laws.append(law / law.sum())
+                    for tokens in itertools.product(range(self.vocab), repeat=len(chosen)):
+                        p = np.prod([law[v] for law, v in zip(laws, tokens, strict=True)])
+                        target = now + int((np.array(tokens) - self.mask_id) @ weight[list(chosen)])
+                        key = (now, target)
+                        after[key] = after.get(key, 0.0) + mass * p / len(orders)
+            states = after
+        law = np.zeros(len(self.partial))
+        for (_, now), mass in states.items():
+            law[now] += mass
+        return law[self.code(torch.from_numpy(self.sequences)).numpy()]
+
     def model(self, time_independent: bool = True):
         """The perfect denoiser."""
         logits = torch.from_numpy(self.conditionals).log()

@@ -14,6 +14,7 @@ from driftmax.discrete import (
     Euler,
     FirstHitting,
     Geometric,
+    HighOrderReveal,
     Linear,
     LogLinear,
     ParallelReveal,
@@ -80,6 +81,21 @@ class TestLaws:
         assert bias > 4 * level
         biased, _ = distance(ORACLE.law, ParallelReveal(k))
         assert biased == pytest.approx(bias, abs=level)
+
+    @pytest.mark.parametrize("method", ["correct", "extrapolate"])
+    @pytest.mark.parametrize("k", [2, 3])
+    def test_high_order_reveal_has_its_law_and_less_bias(self, k, method):
+        law = ORACLE.high_order_law(k, method)
+        assert law.sum() == pytest.approx(1)
+        got, level = distance(law, HighOrderReveal(k, method))
+        assert got < level
+        bias, plain = (total_variation(one, ORACLE.law) for one in (law, ORACLE.parallel_law(k)))
+        assert level < plain - bias
+
+    @pytest.mark.parametrize("method", ["correct", "extrapolate"])
+    def test_high_order_reveal_of_one_is_exact(self, method):
+        got, level = distance(ORACLE.law, HighOrderReveal(1, method))
+        assert got < level
 
     def test_prompts_condition(self):
         prompt = torch.tensor([3, 0, 3, 3, 2, 3])
@@ -205,6 +221,7 @@ SAMPLERS = {
     "plan on a grid": (Plan(), 12),
     "first-hitting": (FirstHitting(), None),
     "parallel": (ParallelReveal(3), None),
+    "high order": (HighOrderReveal(3), None),
     "ancestral": (Ancestral(), 12),
     "euler": (Euler(), 12),
 }
@@ -287,6 +304,53 @@ class TestInvariance:
         assert seen == sorted(seen, reverse=True)
         assert len(seen) >= result.nfe
         assert "step" in capsys.readouterr().err
+
+
+class TestLengths:
+    """Rows that end before the others."""
+
+    def run(self, sampler, steps=None, **options):
+        return sample(
+            Coupled(),
+            (4, 10),
+            mask_id=50,
+            sampler=sampler,
+            steps=steps,
+            rng=3,
+            lengths=[10, 4, 0, 7],
+            **options,
+        )
+
+    @pytest.mark.parametrize("name", SAMPLERS)
+    def test_the_end_is_padding_and_costs_no_calls(self, name):
+        sampler, steps = SAMPLERS[name]
+        result = self.run(sampler, steps, pad_id=49, banned=[49])
+        kept = torch.arange(10) >= torch.tensor([10, 4, 0, 7])[:, None]
+        assert torch.equal(result.tokens == 49, kept)
+        assert result.row_nfe[2] == 0
+        prompt = torch.full((4, 10), 50).masked_fill(kept, 49)
+        again = sample(
+            Coupled(), (4, 10), mask_id=50, sampler=sampler, steps=steps, rng=3, prompt=prompt, banned=[49]
+        )
+        assert torch.equal(again.tokens, result.tokens)
+
+    def test_padding_overrides_the_prompt(self):
+        prompt = torch.full((10,), 7)
+        prompt[2] = 50
+        tokens = self.run(Plan(), pad_id=49, prompt=prompt).tokens
+        assert tokens[1, 4:].tolist() == [49] * 6
+        assert tokens[1, [0, 1, 3]].tolist() == [7] * 3
+
+    def test_errors(self):
+        with pytest.raises(ValueError, match="needs pad_id"):
+            self.run(Plan())
+        with pytest.raises(ValueError, match="needs pad_id"):
+            self.run(Plan(), pad_id=50)
+        with pytest.raises(ValueError, match="goes with lengths"):
+            sample(Coupled(), (4, 10), mask_id=50, pad_id=3)
+        for lengths in ([1, 2, 3], [1.0, 2.0, 3.0, 4.0], [0, 1, 2, 11], [-1, 0, 0, 0]):
+            with pytest.raises(ValueError, match="lengths must be"):
+                sample(Coupled(), (4, 10), mask_id=50, lengths=lengths, pad_id=49)
 
 
 class TestWholeBatch:
@@ -378,6 +442,10 @@ class TestErrors:
     def test_no_k(self):
         with pytest.raises(ValueError, match="k must"):
             ParallelReveal(0)
+        with pytest.raises(ValueError, match="k must be"):
+            HighOrderReveal(0)
+        with pytest.raises(ValueError, match="method must be"):
+            HighOrderReveal(2, "guess")
 
 
 def test_a_generator_supplies_the_seed():

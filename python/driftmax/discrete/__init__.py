@@ -17,7 +17,7 @@ from driftmax.discrete.decoding import (
     RandomOrder,
     Threshold,
 )
-from driftmax.discrete.first_hitting import FirstHitting, ParallelReveal
+from driftmax.discrete.first_hitting import FirstHitting, HighOrderReveal, ParallelReveal
 from driftmax.discrete.guidance import ClassifierFreeGuidance
 from driftmax.discrete.likelihood import LikelihoodBound, exact_nll_bound, nll_bound
 from driftmax.discrete.losses import lambda_dce, masked_nll, t_dce
@@ -62,6 +62,7 @@ __all__ = [
     "Factor",
     "FirstHitting",
     "Geometric",
+    "HighOrderReveal",
     "LikelihoodBound",
     "Linear",
     "LocalSoftmax",

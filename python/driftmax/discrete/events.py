@@ -16,7 +16,7 @@ from driftmax.discrete.problem import Problem, State, first_state
 from driftmax.discrete.reveal import drawn_tokens, position_streams
 from driftmax.random import RowStreams
 
-__all__ = ["Events", "advance", "dense_rank", "plan_events"]
+__all__ = ["Events", "advance", "call_of_event", "dense_rank", "plan_events"]
 
 
 @dataclass(frozen=True)
@@ -78,15 +78,22 @@ def plan_events(
     return first_state(problem, calls, events)
 
 
-def advance(state: State) -> State:
-    """One network call, and the draws of its event."""
+def call_of_event(state: State) -> tuple[Tensor | None, Tensor, Tensor | None]:
+    """Of the next call: its rows (None: all), its tokens [n, L], its times [n] (None: without time)."""
     problem, events, e = state.problem, state.memo, state.step
-    part = slice(events.bounds[e], events.bounds[e + 1])
     chosen = None if events.order is None else events.order[: events.active[e]]
     batch = state.tokens if chosen is None else state.tokens[chosen]
     t = None
     if events.times is not None and not problem.time_independent:
         t = (events.times[:, e] if chosen is None else events.times[chosen, e]).float()
+    return chosen, batch, t
+
+
+def advance(state: State) -> State:
+    """One network call, and the draws of its event."""
+    problem, events, e = state.problem, state.memo, state.step
+    part = slice(events.bounds[e], events.bounds[e + 1])
+    chosen, batch, t = call_of_event(state)
     row, position = events.rows[part], events.positions[part]
     drawn = drawn_tokens(problem, batch, t, events.local[part], position, events.streams[part])
     tokens = state.tokens.clone()

@@ -72,8 +72,12 @@ class Problem:
     steps : int or None, default None
         Steps of the time grid. None for samplers that need no grid.
     prompt : Tensor, optional
-        int64 ``[B, L]`` or ``[L]``: tokens that are not `mask_id` are kept, masks are filled. Rows of
-        different lengths are padded with any token.
+        int64 ``[B, L]`` or ``[L]``: tokens that are not `mask_id` are kept, masks are filled.
+    lengths : Tensor or sequence of int, optional
+        ``[B]``, each in [0, L]: positions of row b from ``lengths[b]`` on hold `pad_id`, whatever the prompt
+        says there. The network sees them; what it makes of padding is its own affair.
+    pad_id : int, optional
+        The token behind a row's end. Needed with `lengths`.
     banned : sequence of int, optional
         Token ids never drawn.
     rng : int, RowStreams, torch.Generator or None, default None
@@ -114,6 +118,8 @@ class Problem:
     schedule: Schedule = _LINEAR
     steps: int | None = None
     prompt: Tensor | None = None
+    lengths: Tensor | Sequence[int] | None = None
+    pad_id: int | None = None
     banned: Sequence[int] | None = None
     rng: Rng = None
     cache: bool = True
@@ -137,7 +143,9 @@ class Problem:
         set_ = object.__setattr__
         set_(self, "shape", (int(batch), int(length)))
         set_(self, "device", self._device())
-        set_(self, "prompt", self._prompt())
+        set_(self, "prompt", self._padded(self._prompt()))
+        set_(self, "lengths", None)  # they are in the prompt now
+        set_(self, "pad_id", None)
         set_(self, "rng", self._streams())
         if self.banned is not None:
             set_(self, "banned", tuple(int(token) for token in self.banned))
@@ -160,6 +168,24 @@ class Problem:
         if prompt.ndim not in (1, 2) or tuple(prompt.shape) not in (self.shape, self.shape[1:]):
             raise ValueError(f"prompt of shape {tuple(prompt.shape)} does not fit shape {self.shape}")
         return prompt.to(torch.device(self.device or "cpu")).expand(self.shape)
+
+    def _padded(self, prompt: Tensor | None) -> Tensor | None:
+        """The prompt with the rows' ends in it."""
+        if self.lengths is None:
+            if self.pad_id is not None:
+                raise ValueError("pad_id says what stands behind a row's end: it goes with lengths")
+            return prompt
+        if self.pad_id is None or self.pad_id == self.mask_id:
+            raise ValueError("lengths needs pad_id, the token behind a row's end, other than the mask")
+        batch, length = self.shape
+        lengths = torch.as_tensor(self.lengths, device=self.device)
+        if lengths.is_floating_point() or tuple(lengths.shape) != (batch,):
+            raise ValueError(f"lengths must be {batch} integers, one per row, not {self.lengths}")
+        if batch and not 0 <= int(lengths.min()) <= int(lengths.max()) <= length:
+            raise ValueError(f"lengths must be in [0, {length}], not {lengths.tolist()}")
+        kept = torch.full(self.shape, self.mask_id, device=self.device) if prompt is None else prompt
+        behind = torch.arange(length, device=lengths.device) >= lengths[:, None]
+        return kept.masked_fill(behind, self.pad_id)
 
     def _streams(self) -> RowStreams:
         rows = self.shape[0]

@@ -19,6 +19,7 @@ __all__ = [
     "exposed_head",
     "forbid",
     "from_head",
+    "logits_at",
     "position_streams",
 ]
 
@@ -94,6 +95,24 @@ def checked_logits(problem: Problem, batch: Tensor, t: Tensor | None) -> Tensor:
             f"{tuple(batch.shape)}; wanted [rows, length, vocabulary]"
         )
     return logits
+
+
+def logits_at(problem: Problem, batch: Tensor, t: Tensor | None, rows: Tensor, positions: Tensor) -> Tensor:
+    """Call the network on `batch` [n, L]; its logits at (``rows[i]``, ``positions[i]``), [m, V].
+
+    Forbidden tokens are at -inf. An exposed head runs there only.
+    """
+    head = exposed_head(problem) if problem.time_independent else None
+    if head is None:
+        return forbid(checked_logits(problem, batch, t)[rows, positions], problem)
+    hidden = problem.model.features(batch)[rows, positions]
+    weight, bias = (part if part is None else part.detach() for part in head)
+    if not problem.whole_batch:
+        return torch.nn.functional.linear(hidden, weight, bias)
+    many = hidden.shape[0]
+    padded = torch.arange(many + -many % _ROWS, device=hidden.device) % max(many, 1)
+    parts = [torch.nn.functional.linear(hidden[part], weight, bias) for part in padded.view(-1, _ROWS)]
+    return torch.cat([hidden.new_empty(0, weight.shape[0]), *parts])[:many]
 
 
 def draws_from_logits(problem: Problem) -> bool:

@@ -28,6 +28,8 @@ def sample(
     steps: int | None = None,
     rng: Rng = None,
     prompt: Tensor | None = None,
+    lengths: Tensor | Sequence[int] | None = None,
+    pad_id: int | None = None,
     banned: Sequence[int] | None = None,
     cache: bool = True,
     callback: Callback | None = None,
@@ -51,8 +53,8 @@ def sample(
         The mask token, inside the logits' last dimension or beyond it. For uniform-state diffusion it only
         marks what is to be filled.
     sampler : Sampler, default Plan()
-        `Plan`, `Ancestral`, `Euler`, `FirstHitting`, `ParallelReveal`; decoding rules (`Confidence`,
-        `RandomOrder`, `EntropyOrder`, `MarginOrder`, `MaskGitPlus`, `Threshold`, `Factor`,
+        `Plan`, `Ancestral`, `Euler`, `FirstHitting`, `ParallelReveal`, `HighOrderReveal`; decoding rules
+        (`Confidence`, `RandomOrder`, `EntropyOrder`, `MarginOrder`, `MaskGitPlus`, `Threshold`, `Factor`,
         `EntropyBounded`); remasking (`ReMDM`, `P2`); `UniformEuler` and `UniformAnalytic`; or `SVDD` around
         one of them.
     schedule : Schedule, default LogLinear()
@@ -64,6 +66,11 @@ def sample(
         tokens stay.
     prompt : Tensor, optional
         int64 ``[B, L]`` or ``[L]``; what is not `mask_id` is kept, masks are filled.
+    lengths : Tensor or sequence of int, optional
+        ``[B]``: row b ends before position ``lengths[b]``, and `pad_id` stands from there on.
+    pad_id : int, optional
+        Needed with `lengths`. A network of transformers that must not attend to padding takes the same
+        ``pad_id`` in `from_transformers`.
     banned : sequence of int, optional
         Token ids never drawn.
     cache : bool, default True
@@ -115,6 +122,8 @@ def sample(
         schedule=schedule,
         steps=steps,
         prompt=prompt,
+        lengths=lengths,
+        pad_id=pad_id,
         banned=banned,
         rng=rng,
         cache=cache,
