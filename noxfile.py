@@ -43,8 +43,8 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def nightly(session: nox.Session) -> None:
-    """The long statistics, with everything else."""
-    install(session, "test")
+    """The long statistics and the pretrained model, with everything else."""
+    install(session, "test", "examples")
     session.run("python", "-m", "pytest", "-m", "slow or not slow", *session.posargs)
 
 

@@ -25,6 +25,7 @@ from driftmax.discrete import (
     RandomOrder,
     sample,
 )
+from driftmax.discrete.distinct import Distinct
 from driftmax.discrete.svdd import SMC, SVDD, Argmax, Completion, LocalSoftmax, _systematic
 from driftmax.discrete.uniform import UniformAnalytic
 
@@ -423,7 +424,7 @@ class TestInvariance:
 
     def test_effective_sizes(self, base, steps, selection):
         result = self.run(base, steps, selection)
-        assert len(result.history) == result.nfe
+        assert 0 < result.nfe <= len(result.history)
         for call in result.history:
             assert call.ess.shape == (6,)
             assert bool((call.ess >= 1 - 1e-9).all())
@@ -432,12 +433,21 @@ class TestInvariance:
 
 class TestCounts:
     def test_calls(self):
-        plain = TWO.draw(SVDD(FirstHitting(), TWO.value(TWO.mean), 5), 3)
+        sampler = SVDD(FirstHitting(), TWO.value(TWO.mean), 5)
+        whole = TWO.draw(sampler, 3, whole_batch=True)
+        assert (whole.nfe, whole.row_nfe.tolist()) == (2, [10] * 3)
+        plain = TWO.draw(sampler, 3)
+        assert torch.equal(plain.tokens, whole.tokens)
         assert plain.nfe == 2
-        assert plain.row_nfe.tolist() == [10] * 3
-        completed = TWO.draw(SVDD(FirstHitting(), TWO.completion(), 5), 3)
-        assert completed.nfe == 3  # the last value needs no call
-        assert completed.row_nfe.tolist() == [15] * 3
+        assert plain.history[0].rows == 1  # all start from masks alone
+        assert 1 < plain.history[1].rows < 15
+        assert int(plain.row_nfe.sum()) == sum(call.rows for call in plain.history)
+        sampler = SVDD(FirstHitting(), TWO.completion(), 5)
+        whole = TWO.draw(sampler, 3, whole_batch=True)
+        assert (whole.nfe, whole.row_nfe.tolist()) == (3, [15] * 3)  # the last value needs no call
+        completed = TWO.draw(sampler, 3)
+        assert torch.equal(completed.tokens, whole.tokens)
+        assert completed.nfe == 2  # the second proposal asks about sequences that the completion had
         shared = TWO.draw(SVDD(FirstHitting(), TWO.value(TWO.mean), 5, selection=SMC(shared=True)), 3)
         assert [call.ess.shape for call in shared.history] == [(1,)] * 2
 
@@ -536,3 +546,52 @@ class TestErrors:
             sampler = SVDD(base, threes, 3, selection=selection)
             result = sample(Coupled(), shape, mask_id=50, sampler=sampler, steps=steps)
             assert result.tokens.shape == shape
+
+
+class TestDistinct:
+    """The network sees each sequence once, and callers see no difference."""
+
+    def network(self, log):
+        def model(tokens, t=None):
+            log.append(tokens.clone())
+            return torch.nn.functional.one_hot(tokens, 4).double().cumsum(1)
+
+        return model
+
+    def test_duplicates_and_the_last_call(self):
+        log: list[torch.Tensor] = []
+        distinct = Distinct(self.network(log))
+        a, b, c = torch.tensor([[0, 1, 2], [3, 3, 3], [2, 0, 1]])
+        for rows in ((a, b, a, a), (b, a), (c, b, c), (a, c)):
+            batch = torch.stack(rows)
+            assert torch.equal(distinct(batch), self.network([])(batch))
+        assert [ran.tolist() for ran in distinct.ran] == [
+            [True, True, False, False],
+            [False, False],
+            [True, False, False],
+            [True, False],  # a was not in the last call that ran
+        ]
+        assert [batch.tolist() for batch in log] == [[a.tolist(), b.tolist()], [c.tolist()], [a.tolist()]]
+
+    def test_hands_on(self):
+        log: list[torch.Tensor] = []
+        first = Distinct(self.network(log))
+        batch = torch.tensor([[0, 1], [2, 3]])
+        wanted = first(batch)
+        second = Distinct(self.network(log), first.known)
+        assert torch.equal(second(batch.flip(0)), wanted.flip(0))
+        assert len(log) == 1
+
+    def test_features(self):
+        class WithHead:
+            head = (torch.ones(4, 2), None)
+
+            def features(self, tokens):
+                return tokens[..., None].float().expand(*tokens.shape, 2)
+
+        model = WithHead()
+        distinct = Distinct(model)
+        batch = torch.tensor([[1, 2, 50], [1, 2, 50]])
+        assert torch.equal(distinct.features(batch), model.features(batch))
+        assert distinct.head is model.head
+        assert Distinct(lambda tokens: tokens).head is None

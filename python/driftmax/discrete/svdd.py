@@ -19,6 +19,7 @@ from torch import Tensor
 from driftmax import random
 from driftmax.discrete.ancestral import Ancestral, Euler
 from driftmax.discrete.decoding import RandomOrder
+from driftmax.discrete.distinct import Distinct, Known
 from driftmax.discrete.events import Events
 from driftmax.discrete.first_hitting import FirstHitting, ParallelReveal
 from driftmax.discrete.plan import Plan
@@ -222,8 +223,8 @@ class Completion:
     >>> value = Completion(lambda tokens: (tokens == 3).sum(1))
     >>> sampler = SVDD(FirstHitting(), value, candidates=8, alpha=0.2)
     >>> result = sample(model, (2, 4), mask_id=5, sampler=sampler, rng=0)
-    >>> int((result.tokens == 3).sum()) > 4, result.nfe  # a call more for each value but the last
-    (True, 7)
+    >>> int((result.tokens == 3).sum()) > 4, result.nfe  # one for the start, one for each value but the last
+    (True, 4)
     """
 
     reward: Callable[[Tensor], Tensor]
@@ -259,6 +260,8 @@ class _Plans(NamedTuple):
 class _Population(NamedTuple):
     inner: State  # of the base sampler, with rows * candidates rows
     since: Tensor  # float64 [groups, n]
+    times: list[float] | None  # of the grid, where the base sampler has one
+    known: Known | None  # the network's output for candidates
 
 
 def _candidates(problem: Problem, m: int) -> Problem:
@@ -330,13 +333,27 @@ def _inherit(inner: State, parents: Tensor) -> State:
     return replace(inner, tokens=tokens, memo=_Plans(event, times, True))
 
 
-def _times(inner: State) -> Tensor | None:
+def _times(inner: State, grid: list[float] | None) -> Tensor | None:
     """Time of each candidate after the last step, float32 [N]; None where the base sampler has no clock."""
     memo = inner.memo
     if isinstance(memo, _Plans):
         return None if memo.times is None else memo.times[:, inner.step - 1].to(torch.float32)
-    time = float(inner.problem.schedule.grid(inner.total)[inner.step])
-    return torch.full(inner.tokens.shape[:1], time, dtype=torch.float32, device=inner.tokens.device)
+    assert grid is not None
+    return torch.full(
+        inner.tokens.shape[:1], grid[inner.step], dtype=torch.float32, device=inner.tokens.device
+    )
+
+
+def _networked(before: Tensor, inner: State, valued: Tensor, network: Distinct | None) -> tuple[Tensor, int]:
+    """(calls that each candidate was in, int64 [N]; calls) of this step; `before` is the count so far."""
+    seen = inner.row_nfe - before
+    calls = 1 + bool(valued.numel())
+    if network is not None:
+        proposed = seen.nonzero().flatten()
+        seen = torch.zeros_like(seen).index_add(0, proposed, network.ran[0].to(seen.dtype))
+        valued = valued[network.ran[1]] if valued.numel() else valued
+        calls = sum(bool(ran.any()) for ran in network.ran)
+    return seen.index_add(0, valued, torch.ones_like(valued)), calls
 
 
 @dataclass(frozen=True)
@@ -369,10 +386,13 @@ class SVDD:
 
     Notes
     -----
-    Cost: M rows in every network call of the base sampler, and M more for each `Completion`. ``row_nfe``
-    counts the candidates of a row that went through the network, ``nfe`` the calls. Every entry of
-    ``history`` has ``ess``, float64 ``[B]`` (``[1]`` if shared): the effective sample size of the candidates
-    under the weights of that step.
+    Cost: M rows in every network call of the base sampler, and M more for each `Completion`, at most. With
+    `cache` and a time-independent network, rows that are copies of one another go through it once, and those
+    of a completion not again for the proposal that follows: with one parent for all candidates, a step needs
+    no call but the completion's. ``row_nfe`` counts the candidates of a row that went through the network,
+    ``nfe`` the calls. ``history`` has an entry for every step that selects: the rows that went through the
+    network in it, and ``ess``, float64 ``[B]`` (``[1]`` if shared), the effective sample size of the
+    candidates under the weights of that step.
 
     A row's tokens depend on its stream alone, however the batch is split, unless the population is shared.
     Candidates copied from one parent get new positions to reveal (what is ahead is exchangeable, so that the
@@ -422,40 +442,50 @@ class SVDD:
         )
         tokens = inner.tokens[:: self.candidates]
         count = inner.row_nfe[:: self.candidates]
-        return State(problem, tokens, 0, inner.total, 0, count, (), _Population(inner, since))
+        grid = None
+        if not isinstance(inner.memo, _Plans):
+            grid = inner.problem.schedule.grid(inner.total).tolist()
+        return State(problem, tokens, 0, inner.total, 0, count, (), _Population(inner, since, grid, None))
 
     @torch.no_grad()
     def step(self, state: State) -> State:
         """Propose, value, select: one call of the network for all candidates, and what the value asks."""
         population: _Population = state.memo
-        inner = _propose(self.base, population.inner)
-        if inner.nfe == population.inner.nfe:  # no candidate has changed
-            return replace(state.without_call(), memo=_Population(inner, population.since))
-        values, valued = self._values(inner)
+        before, problem = population.inner, state.problem
+        network = None
+        if problem.cache and problem.time_independent and not problem.whole_batch:
+            network = Distinct(problem.model, population.known)
+            before = replace(before, problem=replace(before.problem, model=network))
+        inner = _propose(self.base, before)
+        if inner.nfe == before.nfe:  # no candidate has changed
+            return replace(state.without_call(), memo=population._replace(inner=inner))
+        values, valued = self._values(inner, population.times)
         groups, n = population.since.shape
         values = values.view(groups, n)
         streams = inner.problem.streams[:: max(n, 1)]
         streams = streams.at(step=state.step, positions=torch.full((groups,), _SELECT))
-        outputs = state.problem.shape[0] // max(groups, 1)
+        outputs = problem.shape[0] // max(groups, 1)
         chosen = self.selection.select(values, population.since, self.alpha, outputs, streams)
         first = torch.arange(groups, device=values.device)[:, None] * n
         tokens = inner.tokens[(first + chosen.outputs).flatten()]
-        seen = (inner.row_nfe - population.inner.row_nfe).index_add(0, valued, torch.ones_like(valued))
+        seen, calls = _networked(before.row_nfe, inner, valued, network)
         call = inner.history[-1]
         after = _inherit(inner, (first + chosen.parents).flatten())
         return replace(
             state,
             tokens=tokens,
             step=state.step + 1,
-            nfe=state.nfe + 1 + bool(valued.numel()),
+            nfe=state.nfe + calls,
             row_nfe=state.row_nfe + seen.view(-1, self.candidates).sum(1),
-            history=(*state.history, Call(call.step, call.rows, call.revealed, chosen.ess)),
-            memo=_Population(after, chosen.since),
+            history=(*state.history, Call(call.step, int(seen.sum()), call.revealed, chosen.ess)),
+            memo=_Population(
+                after, chosen.since, population.times, None if network is None else network.known
+            ),
         )
 
-    def _values(self, inner: State) -> tuple[Tensor, Tensor]:
+    def _values(self, inner: State, grid: list[float] | None) -> tuple[Tensor, Tensor]:
         """(float64 [N], rows that went through the network for it), checked."""
-        tokens, t = inner.tokens, _times(inner)
+        tokens, t = inner.tokens, _times(inner, grid)
         rows = tokens.new_zeros(0)
         raw: Any
         if isinstance(self.value, Completion):
