@@ -1,4 +1,4 @@
-"""The two pictures, drawn from rows alone: speed against peers and limit, and the fp32 fault."""
+"""The pictures, drawn from rows alone: speed against peers and limit, the fp32 fault, masked diffusion."""
 
 from __future__ import annotations
 
@@ -138,8 +138,120 @@ def _calls_panel(axes: Any, rows: Rows, batch: int) -> None:
     _tidy(axes)
 
 
+TIMES = {
+    "torch, plain loop": (GREY, "--", "", "torch, plain loop: n times one step"),
+    "torch, careful": (ORANGE, "-", "o", "torch, careful: draws only what it reveals"),
+    "driftmax Ancestral": (BLUE, "-", "s", "driftmax Ancestral"),
+    "driftmax Plan": (GREEN, "-", "D", "driftmax Plan"),
+}
+
+
+def _expected_calls(steps: Sequence[float], length: int) -> list[float]:
+    return [n * (1.0 - (1.0 - 1.0 / n) ** length) for n in steps]
+
+
+def _fitted(steps: Sequence[float], seconds: Sequence[float], length: int) -> tuple[list[float], list[float]]:
+    """a + b times the expected calls, by least squares of the relative errors; a curve over the steps."""
+    import numpy as np
+
+    calls = np.array(_expected_calls(steps, length))
+    weights = 1.0 / np.array(seconds)
+    columns = np.stack((np.ones_like(calls), calls), 1)
+    fit = np.linalg.lstsq(columns * weights[:, None], np.ones_like(calls), rcond=None)[0]
+    grid = np.geomspace(min(steps), max(steps), 60).tolist()
+    return grid, [float(fit[0] + fit[1] * one) for one in _expected_calls(grid, length)]
+
+
+def _time_panel(axes: Any, rows: Rows) -> None:
+    """Seconds per sequence against steps, network for free: filled at the smaller vocabulary."""
+    batch = min(int(row["B"]) for row in rows)
+    timed = [
+        row for row in rows if int(row["B"]) == batch and str(row["quantity"]).startswith("s per sequence")
+    ]
+    vocabularies = sorted({int(row["V"]) for row in timed})
+    length = int(timed[0]["L"])
+    for vocab in vocabularies:
+        first = vocab == vocabularies[0]
+        for sampler, (color, dashes, marker, label) in TIMES.items():
+            # Of the plain loop the projected times, which there are for every n.
+            wanted = (
+                "s per sequence, steps x s per step" if sampler == "torch, plain loop" else "s per sequence"
+            )
+            line = [
+                (int(row["n"]), float(row["value"]))
+                for row in timed
+                if row["sampler"] == sampler and int(row["V"]) == vocab and row["quantity"] == wanted
+            ]
+            steps, seconds = [n for n, _ in line], [value for _, value in line]
+            axes.plot(
+                steps,
+                seconds,
+                color=color,
+                linestyle=dashes,
+                linewidth=2.0 if first else 1.0,
+                marker=marker,
+                markersize=6,
+                markerfacecolor=color if first else "white",
+                label=label if first else None,
+            )
+            if sampler == "driftmax Plan" and len(line) > 2:
+                label = "a + b n (1 - (1 - 1/n)^L), fitted to Plan"
+                axes.plot(*_fitted(steps, seconds, length), ":", color=INK, label=label if first else None)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xlabel("steps n of the time grid")
+    axes.set_ylabel("seconds per sequence")
+    kinds = f"V = {vocabularies[0]}" + (f" (open: {vocabularies[1]})" if len(vocabularies) > 1 else "")
+    axes.set_title(f"Sampler alone, batch of {batch}, L = {length}, {kinds}", loc="left", fontsize=11)
+    axes.legend(frameon=False, fontsize=8.5, loc="upper left")
+    axes.margins(y=0.3)
+    _tidy(axes)
+
+
+def _network_panel(axes: Any, rows: Rows) -> None:
+    """Hours of whole runs of RADD-small, and what the sampler adds to the network's time."""
+    hours = [row for row in rows if str(row["quantity"]).startswith("hours")]
+    settings = list(dict.fromkeys((int(row["B"]), int(row["n"])) for row in hours))
+    for i, (batch, steps) in enumerate(settings):
+        times = {
+            str(row["sampler"]): float(row["value"])
+            for row in hours
+            if (int(row["B"]), int(row["n"])) == (batch, steps)
+        }
+        axes.plot(list(times.values()), [i] * len(times), color="#d0d0d0", linewidth=1.5, zorder=1)
+        for sampler, value in times.items():
+            color, _, marker, _ = TIMES[sampler]
+            axes.plot(value, i, marker or "o", color=color, markersize=8, markeredgecolor="white", zorder=2)
+            text = f"{value:.3g} h" if value >= 1 else f"{60 * value:.3g} min"
+            ours = sampler == "driftmax Plan"
+            axes.annotate(
+                text,
+                (value, i),
+                xytext=(-9 if ours else 9, 0),
+                textcoords="offset points",
+                ha="right" if ours else "left",
+                va="center",
+                fontsize=8.5,
+                color=color if ours else INK,
+            )
+    shares = [100.0 * float(row["value"]) for row in rows if row["quantity"] == "share of the network's time"]
+    axes.set_yticks(range(len(settings)), [f"B = {batch}, n = {steps}" for batch, steps in settings])
+    axes.set_ylim(len(settings) - 0.5, -0.7)
+    axes.set_xscale("log")
+    axes.margins(x=0.25)
+    axes.set_xlabel("hours for the batch: calls x seconds of a call")
+    axes.set_title(
+        "RADD-small on this machine: grey plain loop, green driftmax Plan;\n"
+        f"sampler and draws take {min(shares):.2g} to {max(shares):.2g} % of the network's time",
+        loc="left",
+        fontsize=11,
+    )
+    _tidy(axes)
+    axes.grid(axis="y", visible=False)
+
+
 def discrete(rows: Rows, path: Path) -> None:
-    """Network calls against steps, and seconds per sequence of each sampler.
+    """Network calls and the sampler's own time against steps, and whole runs of RADD-small.
 
     Parameters
     ----------
@@ -149,29 +261,117 @@ def discrete(rows: Rows, path: Path) -> None:
         The picture to write.
     """
     plt = _pyplot()
-    figure, panels = plt.subplots(1, 3, figsize=(14.5, 4.6), constrained_layout=True)
     calls = [row for row in rows if row["what"] == "calls"]
-    for axes, batch in zip(panels, sorted({int(row["B"]) for row in calls}), strict=False):
+    network = [row for row in rows if row["what"] == "RADD-small"]
+    figure, panels = plt.subplots(2, 2, figsize=(12.5, 9.2), constrained_layout=True)
+    for axes, batch in zip(panels[0], sorted({int(row["B"]) for row in calls}), strict=True):
         _calls_panel(axes, calls, batch)
-    panels[0].set_ylabel("network calls of the batch")
-    panels[0].legend(frameon=False, fontsize=8.5, loc="upper left")
-    timed = [row for row in rows if row["quantity"] == "s per sequence"]
-    colors = {"driftmax Plan": GREEN, "driftmax Ancestral": BLUE}
-    labels = [f"{r['sampler']}\n{r['what']}, B = {r['B']}, n = {r['n']}" for r in timed]
-    seconds = [float(row["value"]) for row in timed]
-    panels[2].barh(
-        range(len(timed)), seconds, color=[colors.get(str(r["sampler"]), ORANGE) for r in timed], height=0.62
-    )
-    for i, value in enumerate(seconds):
-        panels[2].annotate(
-            f"{value:.3g} s", (value, i), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8
+    panels[0, 0].set_ylabel("network calls of the batch")
+    panels[0, 0].legend(frameon=False, fontsize=8.5, loc="upper left")
+    _time_panel(panels[1, 0], [row for row in rows if row["what"] == "sampler alone"])
+    if network:
+        _network_panel(panels[1, 1], network)
+    else:
+        panels[1, 1].set_visible(False)
+    _save(figure, path)
+    plt.close(figure)
+
+
+FORMS = {
+    "torch, as published": (ORANGE, "s", "torch, as published"),
+    "torch, best": (BLUE, "o", "best plain torch"),
+    "driftmax": (GREEN, "D", "driftmax"),
+    "limit": (GREY, "|", "bare read of the logits it has to see"),
+}
+
+
+def _rules_panel(axes: Any, rows: Rows, names: Sequence[str]) -> None:
+    """Milliseconds per sequence of every form, one line per rule."""
+    for i, name in enumerate(names):
+        times = {str(row["contender"]): float(row["median_ms"]) for row in rows if row["rule"] == name}
+        if not times:  # its gate failed
+            continue
+        axes.plot(
+            [min(times.values()), max(times.values())], [i, i], color="#d0d0d0", linewidth=1.5, zorder=1
         )
-    panels[2].set_yticks(range(len(timed)), labels, fontsize=7.5)
-    panels[2].invert_yaxis()
-    panels[2].set_xscale("log")
-    panels[2].set_xlim(right=max(seconds) * 8)
-    panels[2].set_title("Seconds per sequence (L = {})".format(timed[0]["L"]), loc="left", fontsize=11)
-    _tidy(panels[2])
+        for contender, (color, marker, _) in FORMS.items():
+            size = 13 if marker == "|" else 7
+            edge = color if marker == "|" else "white"
+            axes.plot(
+                times[contender],
+                i,
+                marker,
+                color=color,
+                markersize=size,
+                markeredgecolor=edge,
+                markeredgewidth=1.8 if marker == "|" else 1.0,
+                zorder=2,
+            )
+        axes.annotate(
+            "{:.3g}x".format(times["torch, as published"] / times["driftmax"]),
+            (times["torch, as published"], i),
+            xytext=(8, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+            color=ORANGE,
+        )
+        axes.annotate(
+            "{:.3g}x".format(times["torch, best"] / times["driftmax"]),
+            (times["torch, best"], i),
+            xytext=(0, 8),
+            textcoords="offset points",
+            ha="center",
+            fontsize=8,
+            color=BLUE,
+        )
+    axes.set_xscale("log")
+    axes.margins(x=0.14)
+    axes.set_ylim(len(names) - 0.5, -0.6)
+    axes.set_yticks(range(len(names)), names)
+    _tidy(axes)
+    axes.grid(axis="y", visible=False)
+    axes.tick_params(axis="y", length=0)
+
+
+def decoding(rows: Rows, path: Path) -> None:
+    """Time per sequence of each decoding rule in each form, a panel for every vocabulary and temperature.
+
+    Parameters
+    ----------
+    rows : sequence of mappings
+        Rows of the decoding case, fresh or read back from its CSV file.
+    path : Path
+        The picture to write.
+    """
+    plt = _pyplot()
+    names = list(dict.fromkeys(str(row["rule"]) for row in rows))
+    vocabularies = sorted({int(row["V"]) for row in rows})
+    temperatures = sorted({float(row["temperature"]) for row in rows})
+    figure, panels = plt.subplots(
+        len(vocabularies),
+        len(temperatures),
+        figsize=(12.5, 0.9 + 3.7 * len(vocabularies)),
+        constrained_layout=True,
+        squeeze=False,
+        sharey=True,
+    )
+    for line, vocab in zip(panels, vocabularies, strict=True):
+        for axes, temperature in zip(line, temperatures, strict=True):
+            inside = [r for r in rows if int(r["V"]) == vocab and float(r["temperature"]) == temperature]
+            _rules_panel(axes, inside, names)
+            lengths = ", ".join(sorted({str(row["L"]) for row in inside}))
+            axes.set_title(
+                f"V = {vocab}, {lengths} tokens, temperature {temperature:g}", loc="left", fontsize=11
+            )
+    for axes in panels[-1]:
+        axes.set_xlabel("ms per sequence")
+    handles = [
+        panels[0, 0].plot([], [], marker, color=color, label=label, markersize=8, markeredgewidth=1.5)[0]
+        for color, marker, label in FORMS.values()
+    ]
+    figure.legend(handles=handles, fontsize=9, frameon=False, loc="outside lower center", ncols=4)
+    figure.suptitle("Decoding rules, network for free; multiples are of driftmax's time", fontsize=12)
     _save(figure, path)
     plt.close(figure)
 

@@ -15,6 +15,7 @@ CASES = {
     "fill": "uniform, exponential, Gumbel and normal fills",
     "overhead": "what one call on a tiny tensor costs beside the work",
     "discrete": "masked diffusion: network calls, sampler time, RADD-small end to end",
+    "decoding": "dLLM decoding rules whole, against their published and their best torch forms",
     "law": "the fault figure: what fp32 noise does to masked-diffusion sampling",
 }
 

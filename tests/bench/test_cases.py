@@ -12,7 +12,7 @@ from driftmax.bench import gates, harness, memory, peers
 from driftmax.bench.cases import CASES, categorical, load
 from driftmax.bench.harness import GateFailed, Settings
 
-TIMED = [name for name in CASES if name not in ("law", "discrete")]  # those report
+TIMED = [name for name in CASES if name not in ("law", "discrete", "decoding")]  # those report
 
 
 @pytest.mark.parametrize("name", TIMED)

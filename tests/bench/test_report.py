@@ -19,7 +19,7 @@ def test_a_whole_quick_run(tiny: Settings, tmp_path: Path, capsys: pytest.Captur
     printed = capsys.readouterr().out
     assert code == 0, printed
     rows = report.read_csv(tmp_path / "cpu.csv")
-    assert {row["case"] for row in rows} == set(CASES) - {"law", "discrete"}
+    assert {row["case"] for row in rows} == set(CASES) - {"law", "discrete", "decoding"}
     for row in rows:
         assert float(row["median_ms"]) > 0
         assert (row["share_of_limit"] != "") == (row["contender"] == SUBJECT)
@@ -28,6 +28,8 @@ def test_a_whole_quick_run(tiny: Settings, tmp_path: Path, capsys: pytest.Captur
     assert (tmp_path / "speed.png").read_bytes().startswith(PNG)
     assert (tmp_path / "fp32_fault.png").read_bytes().startswith(PNG)
     assert (tmp_path / "discrete.png").read_bytes().startswith(PNG)
+    assert (tmp_path / "decoding.png").read_bytes().startswith(PNG)
+    assert {row["contender"] for row in report.read_csv(tmp_path / "decoding.csv")} > {SUBJECT, LIMIT}
     assert {row["what"] for row in report.read_csv(tmp_path / "discrete.csv")} == {"calls", "sampler alone"}
     laws = report.read_csv(tmp_path / "law.csv")
     assert {row["kind"] for row in laws} == {"analytic", "measured"}
