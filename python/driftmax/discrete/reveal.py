@@ -63,14 +63,14 @@ def from_head(
     rng: RowStreams | int,
     **options: Any,
 ) -> Any:
-    """What `lm_head_categorical` gives for `hidden` [m, D], m > 0.
+    """What `lm_head_categorical` gives for `hidden` [m, D].
 
     For a whole batch in products of one shape: which kernel computes a product, and so its rounding, may
     depend on the number of rows, and that is what differs between runs with and without a cache.
     """
-    if not problem.whole_batch:
-        return lm_head_categorical(hidden, *head, rng=rng, **options)
     many = hidden.shape[0]
+    if not problem.whole_batch or not many:
+        return lm_head_categorical(hidden, *head, rng=rng, **options)
     index = torch.arange(many + -many % _ROWS, device=hidden.device) % many  # padded by rows from the front
     parts = [
         lm_head_categorical(
@@ -106,7 +106,7 @@ def logits_at(problem: Problem, batch: Tensor, t: Tensor | None, rows: Tensor, p
     if head is None:
         return forbid(checked_logits(problem, batch, t)[rows, positions], problem)
     hidden = problem.model.features(batch)[rows, positions]
-    weight, bias = (part if part is None else part.detach() for part in head)
+    weight, bias = head
     if not problem.whole_batch:
         return torch.nn.functional.linear(hidden, weight, bias)
     many = hidden.shape[0]
