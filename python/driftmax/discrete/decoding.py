@@ -8,6 +8,7 @@ favours likely tokens even so. Several tokens in one call do not see each other.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -24,6 +25,8 @@ from driftmax.discrete.rules import (
     DreamPace,
     EvenPace,
     Pace,
+    Prefix,
+    Quota,
     block_numbers,
     check_block_length,
     first_mask,
@@ -109,12 +112,12 @@ class _DreamOrder(Counted):
         if not self.order_temperature >= 0:
             raise ValueError(f"order_temperature must be at least 0, not {self.order_temperature}")
 
-    def _reveal(self, state: State, rows: Tensor, eligible: Tensor, score: Tensor, entropy: Tensor) -> Tensor:
-        if self.order_temperature > 0:
-            streams = state.problem.streams[rows].at(step=state.step)
-            noise = random.gumbel(eligible.shape, rng=streams, dtype=torch.float64, device=score.device)
-            score = score / self.order_temperature + noise
-        return super()._reveal(state, rows, eligible, score, entropy)
+    def _preference(self, state: State, rows: Tensor, score: Tensor) -> Tensor:
+        if self.order_temperature == 0:
+            return score
+        streams = state.problem.streams[rows].at(step=state.step)
+        noise = random.gumbel(score.shape, rng=streams, dtype=torch.float64, device=score.device)
+        return score / self.order_temperature + noise
 
 
 @dataclass(frozen=True)
@@ -289,12 +292,12 @@ class Threshold(Adaptive):
     def _draw(self, output: Output, streams: RowStreams) -> Draws:
         return _most_confident(output, streams)
 
-    def _allowed(self, score: Tensor, entropy: Tensor) -> Tensor:
-        return score.exp() >= self.threshold
+    def _quota(self, state: State, rows: Tensor, eligible: Tensor, score: Tensor, draws: Draws) -> Quota:
+        return Quota(threshold=math.log(self.threshold) if self.threshold > 0 else -math.inf)
 
 
 @dataclass(frozen=True)
-class Factor(Adaptive):
+class Factor(Prefix):
     """Reveal the n most confident draws, n the largest with (n + 1) (1 - c_n) <= factor: Fast-dLLM.
 
     Wu et al. (2025): c_n is the n-th largest confidence, and at least one token is revealed.
@@ -339,7 +342,7 @@ class Factor(Adaptive):
 
 
 @dataclass(frozen=True)
-class EntropyBounded(Adaptive):
+class EntropyBounded(Prefix):
     """Reveal the most draws whose entropies add up to at most `gamma` beside the largest: the EB-sampler.
 
     Ben-Hamu et al., "Accelerated Sampling from Masked Diffusion Models via Entropy Bounded Unmasking" (2025):

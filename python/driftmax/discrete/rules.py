@@ -17,6 +17,7 @@ from torch import Tensor
 from driftmax.discrete.outputs import Output, evaluate
 from driftmax.discrete.problem import Problem, State, first_state
 from driftmax.discrete.reveal import position_streams
+from driftmax.ops.transfer import transfer
 from driftmax.random import RowStreams
 
 __all__ = [
@@ -26,6 +27,8 @@ __all__ = [
     "DreamPace",
     "EvenPace",
     "Pace",
+    "Prefix",
+    "Quota",
     "Rule",
     "block_numbers",
     "check_block_length",
@@ -141,6 +144,19 @@ class Draws(NamedTuple):
     entropy: Tensor  # float64 [m], nats
 
 
+class Quota(NamedTuple):
+    """How many of the best draws of each row to reveal, as `driftmax.transfer` takes it."""
+
+    number: Tensor | None = None  # int64 [n]
+    threshold: float | None = None  # all draws with at least this score, and always the best
+
+
+def spread(values: Tensor, where: Tensor, fill: float) -> Tensor:
+    """`values` [m] at the m positions of `where` [n, L], in their order, and `fill` elsewhere."""
+    full = torch.full(where.shape, fill, dtype=values.dtype, device=where.device)
+    return full.masked_scatter_(where, values)
+
+
 @dataclass(frozen=True)
 class _Memo:
     """What a rule keeps: where blocks are counted from; if counted, how many tokens each call reveals."""
@@ -225,9 +241,13 @@ class Rule(ABC):
     def _rows(self, state: State) -> Tensor | None:
         """Rows of the next call, int64; None: all."""
 
+    def _preference(self, state: State, rows: Tensor, score: Tensor) -> Tensor:
+        """What orders the positions, float64 [n, L], from the scores of the draws."""
+        return score
+
     @abstractmethod
-    def _reveal(self, state: State, rows: Tensor, eligible: Tensor, score: Tensor, entropy: Tensor) -> Tensor:
-        """Which of the `eligible` positions to reveal, bool [n, L]."""
+    def _quota(self, state: State, rows: Tensor, eligible: Tensor, score: Tensor, draws: Draws) -> Quota:
+        """How many of the `eligible` positions [n, L] to reveal, by falling `score` [n, L]."""
 
     def _finish(self, state: State) -> State:
         return state
@@ -243,17 +263,20 @@ class Rule(ABC):
         local, position = eligible.nonzero(as_tuple=True)
         output = evaluate(problem, batch, None, local, position)
         draws = self._draw(output, position_streams(problem, rows[local], position, state.step))
-
-        def spread(values: Tensor, fill: float) -> Tensor:
-            full = torch.full(batch.shape, fill, dtype=values.dtype, device=batch.device)
-            full[local, position] = values
-            return full
-
-        score, entropy = spread(draws.score, -torch.inf), spread(draws.entropy, 0.0)
-        reveal = self._reveal(state, rows, eligible, score, entropy)
-        filled = torch.where(reveal, spread(draws.tokens, problem.mask_id), batch)
+        score = self._preference(state, rows, spread(draws.score, eligible, -torch.inf))
+        quota = self._quota(state, rows, eligible, score, draws)
+        filled = batch.clone()
+        moved = transfer(
+            filled,
+            spread(draws.tokens, eligible, problem.mask_id),
+            score,
+            quota.number,
+            mask_id=problem.mask_id,
+            threshold=quota.threshold,
+            eligible=eligible,
+        )
         tokens = filled if chosen is None else state.tokens.index_copy(0, chosen, filled)
-        return self._finish(state.after(tokens, chosen, int(reveal.sum())))
+        return self._finish(state.after(tokens, chosen, int(moved.sum())))
 
 
 @dataclass(frozen=True)
@@ -279,8 +302,8 @@ class Counted(Rule):
         order: Tensor | None = state.memo.order
         return None if order is None else order[: state.memo.active[state.step]]
 
-    def _reveal(self, state: State, rows: Tensor, eligible: Tensor, score: Tensor, entropy: Tensor) -> Tensor:
-        return select(score, eligible, state.memo.counts[rows, state.step])
+    def _quota(self, state: State, rows: Tensor, eligible: Tensor, score: Tensor, draws: Draws) -> Quota:
+        return Quota(number=state.memo.counts[rows, state.step])
 
 
 @dataclass(frozen=True)
@@ -297,20 +320,25 @@ class Adaptive(Rule):
         most = int(masked.sum(1).max()) if masked.numel() else 0
         return first_state(problem, most, _Memo(first_mask(masked)))
 
-    @abstractmethod
-    def _allowed(self, score: Tensor, entropy: Tensor) -> Tensor:
-        """For positions by falling score, [n, L]: may the best be revealed, up to and with this one?"""
-
     def _rows(self, state: State) -> Tensor | None:
         if not state.problem.cache or state.problem.whole_batch:
             return None
         return state.masked.any(1).nonzero()[:, 0]
 
-    def _reveal(self, state: State, rows: Tensor, eligible: Tensor, score: Tensor, entropy: Tensor) -> Tensor:
-        order = ranking(score, eligible)
-        allowed = self._allowed(score.gather(1, order), entropy.gather(1, order)) & eligible.gather(1, order)
-        count = allowed.to(torch.int64).cumprod(1).sum(1).clamp(min=1)
-        return select(score, eligible, count)
-
     def _finish(self, state: State) -> State:
         return state if bool(state.masked.any()) else replace(state, total=state.step)
+
+
+@dataclass(frozen=True)
+class Prefix(Adaptive):
+    """An adaptive rule that looks at the draws by falling score and stops at the first it does not allow."""
+
+    @abstractmethod
+    def _allowed(self, score: Tensor, entropy: Tensor) -> Tensor:
+        """For positions by falling score, [n, L]: may the best be revealed, up to and with this one?"""
+
+    def _quota(self, state: State, rows: Tensor, eligible: Tensor, score: Tensor, draws: Draws) -> Quota:
+        order = ranking(score, eligible)
+        entropy = spread(draws.entropy, eligible, 0.0).gather(1, order)
+        allowed = self._allowed(score.gather(1, order), entropy) & eligible.gather(1, order)
+        return Quota(number=allowed.to(torch.int64).cumprod(1).sum(1).clamp(min=1))
