@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,23 +41,46 @@ class _GridSampler(ABC):
         if not state.problem.cache and draws_from_logits(state.problem):
             return _whole_step(state)
         problem, grid, k = state.problem, state.memo, state.step
-        u = random.uniform(
-            problem.shape, rng=problem.streams.at(step=k), dtype=torch.float64, device=problem.device
-        )
-        row, position = (state.masked & (u < grid.probability[k])).nonzero(as_tuple=True)
-        chosen = None
-        local = row
-        if problem.cache:
-            if not row.numel():
-                return state.without_call()
-            if not problem.whole_batch:
-                chosen, local = row.unique_consecutive(return_inverse=True)
-        batch = state.tokens if chosen is None else state.tokens[chosen]
-        streams = position_streams(problem, row, position, k)
+        call = served(state, state.masked & (step_uniforms(problem, k) < grid.probability[k]))
+        if call is None:
+            return state.without_call()
+        streams = position_streams(problem, call.row, call.position, k)
         tokens = state.tokens.clone()
-        drawn = drawn_tokens(problem, batch, grid.time(k, batch), local, position, streams)
-        tokens[row, position] = drawn
-        return state.after(tokens, chosen, row.numel())
+        tokens[call.row, call.position] = drawn_tokens(
+            problem, call.batch, grid.time(k, call.batch), call.local, call.position, streams
+        )
+        return state.after(tokens, call.chosen, call.row.numel())
+
+
+def step_uniforms(problem: Problem, step: int) -> Tensor:
+    """What decides in a step whether a position changes, float64 [B, L]."""
+    streams = problem.streams.at(step=step)
+    return random.uniform(problem.shape, rng=streams, dtype=torch.float64, device=problem.device)
+
+
+class Served(NamedTuple):
+    """A network call: the rows it gets, and m positions that get a token from it."""
+
+    batch: Tensor  # int64 [n, L]
+    chosen: Tensor | None  # int64 [n]: rows of the state that these are; None: all
+    local: Tensor  # int64 [m]: row of `batch`
+    row: Tensor  # int64 [m]: row of the state
+    position: Tensor  # int64 [m]
+
+
+def served(state: State, reveal: Tensor) -> Served | None:
+    """The call that a step needs to reveal the positions `reveal`, bool [B, L]; None if it needs none.
+
+    Without a cache that is a call with all rows, whatever is revealed.
+    """
+    problem = state.problem
+    row, position = reveal.nonzero(as_tuple=True)
+    if problem.cache and not row.numel():
+        return None
+    if not problem.cache or problem.whole_batch:
+        return Served(state.tokens, None, row, row, position)
+    chosen, local = torch.unique_consecutive(row, return_inverse=True)
+    return Served(state.tokens[chosen], chosen, local, row, position)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from driftmax import random
+from driftmax.discrete.ancestral import served, step_uniforms
 from driftmax.discrete.outputs import evaluate, settled
 from driftmax.discrete.problem import Problem, State, first_state
 from driftmax.discrete.reveal import position_streams
@@ -269,27 +269,20 @@ class ReMDM:
     def step(self, state: State) -> State:
         """Take tokens back, reveal masks; if any is revealed, or without a cache, call the network."""
         problem, memo, k = state.problem, state.memo, state.step
-        u = random.uniform(
-            problem.shape, rng=problem.streams.at(step=k), dtype=torch.float64, device=problem.device
-        )
+        u = step_uniforms(problem, k)
         held = ~state.masked & ~memo.fixed
         taken = held & (u < self.strategy.spread(memo.sigma[k], memo.confidence, held))
         tokens = state.tokens.masked_fill(taken, problem.mask_id)
-        row, position = (state.masked & (u < memo.unmask[k])).nonzero(as_tuple=True)
-        chosen, local = None, row
-        if problem.cache:
-            if not row.numel():
-                return replace(state.without_call(), tokens=tokens)
-            if not problem.whole_batch:
-                chosen, local = row.unique_consecutive(return_inverse=True)
-        batch = state.tokens if chosen is None else state.tokens[chosen]
-        t = memo.times[k].expand(batch.shape[0]).to(batch.device)
-        output = evaluate(problem, batch, t, local, position)
-        drawn, stats = output.draw(position_streams(problem, row, position, k))
-        tokens[row, position] = drawn
+        call = served(state, state.masked & (u < memo.unmask[k]))
+        if call is None:
+            return replace(state.without_call(), tokens=tokens)
+        t = memo.times[k].expand(call.batch.shape[0]).to(call.batch.device)
+        output = evaluate(problem, call.batch, t, call.local, call.position)
+        drawn, stats = output.draw(position_streams(problem, call.row, call.position, k))
+        tokens[call.row, call.position] = drawn
         confidence = memo.confidence.clone()
-        confidence[row, position] = stats.log_prob.double().exp()
-        after = state.after(tokens, chosen, row.numel())
+        confidence[call.row, call.position] = stats.log_prob.double().exp()
+        after = state.after(tokens, call.chosen, call.row.numel())
         return replace(after, memo=replace(memo, confidence=confidence))
 
 
