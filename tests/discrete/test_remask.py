@@ -336,7 +336,10 @@ def plan(
             z[i] = driftmax.categorical(logits[i : i + 1], temperature=temperature, rng=streams)
         log_probs = model.log_probs(x)
         judge = log_probs if planner is None else planner.log_probs(z)
-        score = {i: float(log_probs[i, z[i]] if i in masked else eta * judge[i, z[i]]) for i in loose}
+        # Equation 7; its limit for eta = 0 keeps what is in place
+        weight = eta if eta > 0 else 1.0
+        score = {i: weight * float(log_probs[i, z[i]].exp()) for i in masked}
+        score |= {i: float(judge[i, z[i]].exp()) if eta > 0 else 1.0 for i in loose if i not in masked}
         number = math.floor(len(loose) * shares(step + 1, steps) + 1e-9)
         kept = sorted(loose, key=lambda i: (-score[i], i in masked, i))[: len(loose) - number]
         for i in loose:
@@ -405,9 +408,7 @@ def test_tokens_in_place_win_ties():
 
     model.time_independent = True
     states = []
-    sample(
-        model, (1, 4), mask_id=3, sampler=P2(3.0), schedule=Linear(), steps=4, rng=0, callback=states.append
-    )
+    sample(model, (1, 4), mask_id=3, sampler=P2(), schedule=Linear(), steps=4, rng=0, callback=states.append)
     wanted = [[True, True, True, False], [False, True, True, False], [False, False, True, False], [False] * 4]
     assert [state.masked[0].tolist() for state in states] == wanted
 
@@ -424,6 +425,36 @@ def test_p2_rows_do_not_depend_on_the_batch():
         assert torch.equal(full.tokens, whole.tokens)
         assert full.row_nfe.tolist() == [9] * 5
     assert torch.equal(run(sampler, Headed()).tokens, whole.tokens)
+
+
+def test_a_whole_batch_with_a_head_apart():
+    """No token is in place at first, and no mask at times later: calls with nothing to score."""
+    for settings in ({}, {"kappa": lambda u: min(1.0, 2 * u)}):
+        got, wanted = (
+            run(P2(1.5, **settings), model, prompt=prompts()[[0]], whole_batch=whole)
+            for model, whole in ((Headed(), True), (Random(), False))
+        )
+        assert torch.equal(got.tokens, wanted.tokens)
+
+
+def test_eta_weighs_probabilities():
+    """Positions 0 and 1 of 3 are in place at probabilities 0.9 and 0.5; the mask's draw has 0.6; one must go.
+
+    0.6 eta passes 0.5 at eta = 0.83 and 0.9 at 1.5: then the mask is revealed in exchange. For the published
+    code's powers, 0.5 ** eta against 0.6, it would be 0.74.
+    """
+    sure = torch.tensor([0.9, 0.5, 0.6], dtype=torch.float64)
+    logits = torch.stack([sure, (1 - sure) * 0.6, (1 - sure) * 0.4], 1).log()
+
+    def model(tokens: Tensor) -> Tensor:
+        return logits.expand(len(tokens), -1, -1)
+
+    model.time_independent = True
+    for eta, masked in ((0.0, 2), (0.7, 2), (0.8, 2), (0.85, 1), (1.4, 1), (1.6, 1)):
+        sampler = P2(eta, kappa=lambda u: 2 / 3 if u < 1 else 1.0)
+        state = sampler.init(Problem(model, (1, 3), 3, steps=3, rng=0, temperature=0.0))
+        after = sampler.step(replace(state, tokens=torch.tensor([[0, 0, 3]])))
+        assert after.masked[0].nonzero().flatten().tolist() == [masked], eta
 
 
 @pytest.mark.parametrize("shape", [(0, LENGTH), (2, 0), (2, LENGTH)])

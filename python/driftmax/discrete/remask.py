@@ -298,21 +298,23 @@ class _P2Memo:
 class P2:
     """Path planning: each call draws all masks, and the positions that look worst are (re)masked.
 
-    Peng et al., "Path Planning for Masked Diffusion Model Sampling" (2025). In step i of n, of
+    Peng et al., "Path Planning for Masked Diffusion Model Sampling" (2025), algorithm 1. In step i of n, of
     the N positions outside the prompt floor(N (1 - kappa(i / n))) are masked: those with the smallest score.
-    A mask's score is the model's log-probability of the token drawn there; a token's is `eta` times the
-    log-probability, given the sequence as it is, of that token (self-planning). Ties go to tokens in place,
+    A mask's score is `eta` times the model's probability of the token drawn there (equation 7); a token's is
+    the probability, given the sequence as it is, of that token (self-planning). Ties go to tokens in place,
     then to the lower position. The last step leaves no mask.
 
-    The published code scores a position that holds a token by another token, drawn there afresh and then
-    dropped, with the noise of the draw in the score, and lets ties mask fewer positions than wanted; here the
-    score is of the token that is in place, without noise, and counts hold.
+    The published code differs. There the *log*-probability of a token in place is multiplied by eta: the same
+    for 0 and 1, but else a token of probability 1 is never taken back. It scores a position that holds a
+    token by another token, drawn there afresh and then dropped, with the temperature and the noise of the
+    draw in the score, and lets ties mask fewer positions than wanted. Here, as in the paper, the score is of
+    the token that is in place, without noise, and counts hold.
 
     Parameters
     ----------
     eta : float, default 1.0
-        Weight of the scores of tokens in place: 0 never takes a token back (`Confidence` at the pace of
-        kappa), larger takes back more.
+        Weight of the scores of masks: larger takes back more. 0 is the limit that never takes a token back
+        (`Confidence` at the pace of kappa).
     kappa : callable, optional
         Share of tokens in place at progress 0 <= u <= 1: non-decreasing, 1 at 1. By default alpha of the
         schedule; with `Linear`, kappa(u) = u, the published default.
@@ -395,9 +397,11 @@ class P2:
         else:
             belief = evaluate(memo.planner, filled, None, local[old], position[old]).log_prob(held)
         score = torch.zeros(batch.shape, dtype=torch.float64, device=batch.device)
-        score[local[new], position[new]] = settled(log_prob)
-        if self.eta > 0:  # 0 times minus infinity
-            score[local[old], position[old]] = self.eta * settled(belief)
+        if self.eta > 0:
+            score[local[new], position[new]] = settled(log_prob) + math.log(self.eta)
+            score[local[old], position[old]] = settled(belief)
+        else:  # tokens in place, at zero, win even ties
+            score[local[new], position[new]] = settled(log_prob)
         keep = select(score, loose, memo.keep[k, rows], first=~masked)
         tokens = torch.where(keep | ~loose, filled, problem.mask_id)
         if memo.rows is not None:
