@@ -8,8 +8,10 @@ float64 categorical over tokens and mask at every position.
 
 RADD-small has random weights. Sampler and draws in it are what is left of a step after the network's body,
 clocked within that step, and a plain matrix product of the head at the positions revealed, timed right after
-it; the step's share of the time to draw the plan is added. Whole runs of 4096 steps take hours: a few steps
-are timed, and rows that say "hours" are the product of calls and seconds per call.
+it; the step's share of the time to draw the plan is added. (As a difference of matrix products it may come
+out below zero. "All but the body" counts the product as the sampler's, and so is an upper bound.) Whole runs
+of 4096 steps take hours: a few steps are timed, and rows that say "hours" are the product of calls and
+seconds per call.
 """
 
 from __future__ import annotations
@@ -327,6 +329,8 @@ def _step_rows(here: Setting, steps: list[Step]) -> Iterator[Row]:
         yield here.row(name, "s per call", statistics.median(seconds))
     share = statistics.median(one.sampler / (one.body + one.product) for one in steps)
     yield here.row("sampler and draws", "share of the network's time", share)
+    beside = statistics.median((one.whole - one.body) / one.body for one in steps)
+    yield here.row("all but the body", "share of the body's time", beside)
 
 
 @torch.no_grad()
