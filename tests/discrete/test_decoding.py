@@ -312,6 +312,48 @@ def test_factor_keeps_the_last_mask_where_the_published_code_does_not():
     assert sample(model, (1, 2), mask_id=3, sampler=Factor(1.6), rng=0).nfe == 1
 
 
+def test_factor_is_the_published_loop_but_for_the_last_mask():
+    """Code: the first n > 1 with c_n < 1 - factor / (n + 1) ends the set; if that is the last, all are taken."""
+    rows, masks, factor = 2000, 6, 0.8
+    generator = torch.Generator().manual_seed(2)
+    spread = torch.rand(rows, 1, generator=generator, dtype=torch.float64)
+    confidence = 1 - 0.5 * spread * torch.rand(rows, masks, generator=generator, dtype=torch.float64)
+    logits = torch.stack([confidence, 1 - confidence], 2).log()
+
+    def model(tokens: Tensor) -> Tensor:
+        return logits[: len(tokens)]
+
+    model.time_independent = True
+    sampler = Factor(factor)
+    state = sampler.init(Problem(model, (rows, masks), 2, rng=0, temperature=0.0))
+    got = (~sampler.step(state).masked).sum(1).tolist()
+    quirks, seen = 0, set()
+    for row, number in zip(confidence.tolist(), got, strict=True):
+        ordered = sorted(row, reverse=True)
+        failing = [n for n in range(2, masks + 1) if ordered[n - 1] < 1 - factor / (n + 1)]
+        ended = failing[0] - 1 if failing else masks
+        quirks += ended == masks - 1  # where the published code reveals all
+        seen.add(ended)
+        assert number == ended
+    assert seen == set(range(1, masks + 1))
+    assert quirks > 0
+
+
+def test_a_threshold_is_a_probability():
+    """Confidences 0.5 and 0.8: a threshold below 0.5 takes both, one above the better alone."""
+
+    def model(tokens: Tensor) -> Tensor:
+        law = torch.tensor([[0.5, 0.25, 0.25], [0.8, 0.1, 0.1]], dtype=torch.float64)
+        return law.log().expand(len(tokens), -1, -1)
+
+    model.time_independent = True
+    for threshold, calls in ((0.0, 1), (0.499, 1), (0.501, 2), (0.9, 2), (1.0, 2), (2.0, 2)):
+        sampler = Threshold(threshold)
+        state = sampler.init(Problem(model, (1, 2), 3, rng=0, temperature=0.0))
+        first = sampler.step(state).masked[0].tolist()
+        assert first == ([False, False] if calls == 1 else [True, False])
+
+
 # --- ties, counts -------------------------------------------------------------------------------------------
 
 

@@ -256,8 +256,10 @@ class RandomOrder:
 class Threshold(Adaptive):
     """Reveal every draw to which the model gives at least `threshold`, and always the best: Fast-dLLM.
 
-    Wu et al., "Fast-dLLM: Training-free Acceleration of Diffusion LLM" (2025). Confidence as in
-    `Confidence`. Each row makes as many calls as it needs, at most one for each mask.
+    Wu et al., "Fast-dLLM: Training-free Acceleration of Diffusion LLM" (2025), algorithm 1. Confidence as in
+    `Confidence`: of the draw, as in the published code; the paper's, the largest probability, is the same at
+    temperature 0. (The paper wants more than the threshold, its code at least that.) Each row makes as many
+    calls as it needs, at most one for each mask.
 
     Parameters
     ----------
@@ -300,9 +302,9 @@ class Threshold(Adaptive):
 class Factor(Prefix):
     """Reveal the n most confident draws, n the largest with (n + 1) (1 - c_n) <= factor: Fast-dLLM.
 
-    Wu et al. (2025): c_n is the n-th largest confidence, and at least one token is revealed.
-    The published code, once it finds that only the last of the block's masks fails, reveals that one too;
-    here it stays masked.
+    Wu et al. (2025), algorithm 1: c_n is the n-th largest confidence, and at least one token is revealed.
+    (The paper has < for <=, its code <=.) The published code, once it finds that only the last of the
+    block's masks fails, reveals that one too; here, as in the paper, it stays masked.
 
     Parameters
     ----------
@@ -346,9 +348,9 @@ class EntropyBounded(Prefix):
     """Reveal the most draws whose entropies add up to at most `gamma` beside the largest: the EB-sampler.
 
     Ben-Hamu et al., "Accelerated Sampling from Masked Diffusion Models via Entropy Bounded Unmasking" (2025):
-    positions by `order`; the largest set of first ones with sum H - max H <= gamma, at least one. The left
-    side bounds the information that tokens drawn together have about each other. H is the entropy of the
-    law drawn from, after temperature and filters; at temperature 0, of the model's.
+    equation 2: positions by `order`; the largest set of first ones with sum H - max H <= gamma, at least one.
+    The left side bounds the information that tokens drawn together have about each other. H is the entropy
+    of the law drawn from, after temperature and filters; at temperature 0, of the model's.
 
     Parameters
     ----------
@@ -356,7 +358,8 @@ class EntropyBounded(Prefix):
         Nats. 0 reveals one token a call, or those already certain.
     order : rule, default EntropyOrder()
         Which rule's score orders the positions: `EntropyOrder`, `MarginOrder`, `MaskGitPlus` or
-        `Confidence`, each with its settings at their defaults.
+        `Confidence`, each with its settings at their defaults. The paper's confidence is the largest
+        probability: at temperature 0, as in its experiments, that of the draw.
     block_length : int or None, default None
         As for `Confidence`.
 
