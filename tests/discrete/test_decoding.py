@@ -313,7 +313,7 @@ def test_factor_keeps_the_last_mask_where_the_published_code_does_not():
 
 
 def test_factor_is_the_published_loop_but_for_the_last_mask():
-    """Code: the first n > 1 with c_n < 1 - factor / (n + 1) ends the set; if that is the last, all are taken."""
+    """Code: the first n > 1 with c_n < 1 - factor / (n + 1) ends the set; if that is the last, all go."""
     rows, masks, factor = 2000, 6, 0.8
     generator = torch.Generator().manual_seed(2)
     spread = torch.rand(rows, 1, generator=generator, dtype=torch.float64)

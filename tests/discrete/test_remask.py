@@ -355,7 +355,7 @@ SHARES: list[tuple[dict[str, Any], Callable[[int, int], float]]] = [
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0, 0.7])
-@pytest.mark.parametrize("eta", [0.0, 1.0, 2.5])
+@pytest.mark.parametrize("eta", [0.0, 0.4, 1.0, 2.5])
 @pytest.mark.parametrize(("settings", "shares"), SHARES, ids=["linear", "loglinear", "sine"])
 def test_path_planning(settings, shares, eta, temperature):
     settings = dict(settings)
@@ -373,7 +373,7 @@ def test_path_planning(settings, shares, eta, temperature):
     assert result.nfe == 8
 
 
-@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize("eta", [0.0, 0.1, 1.0])
 def test_path_planning_with_a_planner(eta):
     planner = Random(5)
     result = run(P2(eta, planner=planner), steps=8)
