@@ -1,6 +1,6 @@
 #include "lm_head_categorical.h"
 
-#include "race.h"
+#include "greedy.h"
 #include "stats.h"
 
 DRIFTMAX_BEGIN
@@ -71,7 +71,7 @@ public:
             int64_t n = std::min(kBlock, args_.columns - at);
             const float* p = row + at;
             StatusCode code = kOk;
-            if (greedily) code = greedy(s, p, n, at);
+            if (greedily) code = take_largest(s, p, n, at);
             else if (by_token) code = race_tokens(s, p, n, at, draw, temperature);
             if (code == kOk && (args_.stats || !(greedily || by_token))) {
                 Scale scale = scale_of(s, p, n, greedily ? 1.0 : temperature);
@@ -99,11 +99,10 @@ private:
         return scale;
     }
 
-    StatusCode greedy(State& s, const float* p, int64_t n, int64_t at) const {
-        StatusCode code = check_values<F32>(p, n);
-        for (int64_t i = 0; i < n; ++i)
-            if (p[i] > -kInfF && (!s.token_plus_1 || p[i] > s.chosen)) take(s, p[i], p, i, at);
-        return code;
+    StatusCode take_largest(State& s, const float* p, int64_t n, int64_t at) const {
+        const Best best = greedy<F32>(p, n);
+        if (best.token >= 0 && (!s.token_plus_1 || best.score > s.chosen)) take(s, best.score, p, best.token, at);
+        return best.code;
     }
 
     void take(State& s, double score, const float* p, int64_t i, int64_t at) const {

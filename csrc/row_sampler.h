@@ -1,7 +1,7 @@
 // One draw from one row: block race, token race or greedy, and the by-products. What `categorical` and `unmask` share.
 #pragma once
 
-#include "race.h"
+#include "greedy.h"
 #include "row.h"
 #include "stats.h"
 
@@ -51,18 +51,6 @@ template <typename E> int64_t race_blocks_carefully(const RowContext<E>& ctx, do
     return winner;
 }
 
-// Lowest index of the largest value.
-template <typename E> Best greedy(const typename E::raw* row, int64_t vocab) {
-    Best best;
-    for (int64_t i = 0; i < vocab; ++i) {
-        double v = static_cast<double>(E::get(row + i));
-        if (v != v) best.code = kNaN;
-        if (v == kInf && best.code == kOk) best.code = kInfinite;
-        if (v > best.score) best = {v, i, best.code};
-    }
-    return best;
-}
-
 // Draws of a batch, one at a time: its arguments say how, and which threads may share a row.
 template <typename E> class RowSampler {
 public:
@@ -75,7 +63,7 @@ public:
     Status operator()(int64_t draw, const typename E::raw* row, int64_t& token) const {
         RowContext<E> ctx{row, args_.logits.vocab, threads_};
         double temperature = args_.options.temperature[draw];
-        Best best = temperature == 0.0 ? greedy<E>(ctx.row, ctx.vocab) : sample(ctx, draw, temperature);
+        Best best = temperature == 0.0 ? most_probable(ctx) : sample(ctx, draw, temperature);
         if (best.code != kOk) return status(best.code, draw);
         if (best.token < 0) return status(kEmpty, draw);
         token = best.token;
@@ -84,6 +72,14 @@ public:
     }
 
 private:
+    // With by-products the scan that they need finds the token as well.
+    Best most_probable(RowContext<E>& ctx) const {
+        if (!args_.stats) return greedy<E>(ctx.row, ctx.vocab);
+        StatusCode code = ctx.make_scan(1.0, false);
+        if (code != kOk) return {-kInf, -1, code};
+        return ctx.scanned ? greedy<E>(ctx.row, ctx.vocab, ctx.scan) : greedy<E>(ctx.row, ctx.vocab);
+    }
+
     Best sample(RowContext<E>& ctx, int64_t draw, double temperature) const {
         const Options& o = args_.options;
         const Stream noise(args_.streams, args_.logits.n1, draw, kTokenNoise);

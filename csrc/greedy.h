@@ -1,0 +1,52 @@
+// Temperature 0: the lowest index of a row's largest value.
+#pragma once
+
+#include "race.h"
+
+DRIFTMAX_BEGIN
+
+// Offers the first of the largest values of p[0, n); `at` is the index of p[0] in the row.
+template <typename E> void offer_largest(Best& best, const typename E::raw* p, int64_t n, int64_t at) {
+    if constexpr (std::is_same_v<typename E::value, float>) {
+        auto load = [&](int64_t i) { return n - i >= 16 ? E::load(p + i) : load_part<E>(p + i, n - i); };
+        f32x16 top = splat(-kInfF);
+        uint32_t ordered = 0xffff;
+        for (int64_t i = 0; i < n; i += 16) {
+            f32x16 l = load(i);
+            ordered &= ge(l, splat(-kInfF));
+            top = max(top, l);
+        }
+        if (ordered != 0xffff) best.code = kNaN;
+        const float largest = max16(top);
+        if (best.code == kNaN || !(static_cast<double>(largest) > best.score)) return;
+        for (int64_t i = 0; i < n; i += 16)
+            if (uint32_t found = ge(load(i), splat(largest))) {
+                best = {static_cast<double>(largest), at + i + __builtin_ctz(found), best.code};
+                return;
+            }
+    } else {
+        for (int64_t i = 0; i < n; ++i) {
+            double v = E::get(p + i);
+            if (v != v) best.code = kNaN;
+            if (v > best.score) best = {v, at + i, best.code};
+        }
+    }
+}
+
+template <typename E> Best greedy(const typename E::raw* row, int64_t vocab) {
+    Best best;
+    for (int64_t i = 0; i < vocab; i += kBlock) offer_largest<E>(best, row + i, std::min(kBlock, vocab - i), i);
+    if (best.code == kOk && best.score == kInf) best.code = kInfinite;
+    return best;
+}
+
+// Of a row whose scan met nothing but finite values and -inf: y is monotone, so that a block of largest top has the token.
+template <typename E> Best greedy(const typename E::raw* row, int64_t vocab, const Scan& scan) {
+    const float top = top_of(scan);
+    Best best;
+    for (int64_t b = 0; b < scan.count; ++b)
+        if (scan.blocks[b].top == top) offer_largest<E>(best, row + b * kBlock, std::min(kBlock, vocab - b * kBlock), b * kBlock);
+    return best;
+}
+
+DRIFTMAX_END
