@@ -244,6 +244,13 @@ class Problem:
             )
 
 
+class Log(NamedTuple):
+    """A history that costs the same to extend however long it is."""
+
+    call: Call
+    before: Log | None
+
+
 @dataclass(frozen=True)
 class State:
     """Where a sampler stands. `Sampler.step` returns the next one and leaves this as it is.
@@ -264,13 +271,22 @@ class State:
     total: int  # steps in all
     nfe: int  # network calls so far
     row_nfe: Tensor  # int64 [B]: calls that a row was in
-    history: tuple[Call, ...]
+    log: Log | None  # the last entry of the history, which knows the one before
     memo: Any  # the sampler's own
 
     @property
     def done(self) -> bool:
         """Whether all steps are done."""
         return self.step >= self.total
+
+    @property
+    def history(self) -> tuple[Call, ...]:
+        """One entry a call, in order."""
+        calls, log = [], self.log
+        while log is not None:
+            calls.append(log.call)
+            log = log.before
+        return tuple(reversed(calls))
 
     @property
     def masked(self) -> Tensor:
@@ -288,7 +304,7 @@ class State:
             step=self.step + 1,
             nfe=self.nfe + 1,
             row_nfe=row_nfe,
-            history=(*self.history, call),
+            log=Log(call, self.log),
         )
 
     def without_call(self) -> State:
@@ -299,7 +315,7 @@ class State:
 def first_state(problem: Problem, total: int, memo: Any) -> State:
     """State before the first step."""
     count = torch.zeros(problem.shape[0], dtype=torch.int64, device=problem.device)
-    return State(problem, problem.start(), 0, total, 0, count, (), memo)
+    return State(problem, problem.start(), 0, total, 0, count, None, memo)
 
 
 class Sampler(Protocol):

@@ -23,7 +23,7 @@ from driftmax.discrete.distinct import Distinct, Known
 from driftmax.discrete.events import Events
 from driftmax.discrete.first_hitting import FirstHitting, ParallelReveal
 from driftmax.discrete.plan import Plan
-from driftmax.discrete.problem import Call, Problem, Sampler, State
+from driftmax.discrete.problem import Call, Log, Problem, Sampler, State
 from driftmax.discrete.reveal import drawn_tokens, position_streams
 from driftmax.discrete.uniform import UniformAnalytic, UniformEuler
 from driftmax.errors import InvalidDistribution
@@ -445,7 +445,7 @@ class SVDD:
         grid = None
         if not isinstance(inner.memo, _Plans):
             grid = inner.problem.schedule.grid(inner.total).tolist()
-        return State(problem, tokens, 0, inner.total, 0, count, (), _Population(inner, since, grid, None))
+        return State(problem, tokens, 0, inner.total, 0, count, None, _Population(inner, since, grid, None))
 
     @torch.no_grad()
     def step(self, state: State) -> State:
@@ -469,7 +469,8 @@ class SVDD:
         first = torch.arange(groups, device=values.device)[:, None] * n
         tokens = inner.tokens[(first + chosen.outputs).flatten()]
         seen, calls = _networked(before.row_nfe, inner, valued, network)
-        call = inner.history[-1]
+        assert inner.log is not None  # of the call just made
+        call = inner.log.call
         after = _inherit(inner, (first + chosen.parents).flatten())
         return replace(
             state,
@@ -477,7 +478,7 @@ class SVDD:
             step=state.step + 1,
             nfe=state.nfe + calls,
             row_nfe=state.row_nfe + seen.view(-1, self.candidates).sum(1),
-            history=(*state.history, Call(call.step, int(seen.sum()), call.revealed, chosen.ess)),
+            log=Log(Call(call.step, int(seen.sum()), call.revealed, chosen.ess), state.log),
             memo=_Population(
                 after, chosen.since, population.times, None if network is None else network.known
             ),
