@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from driftmax.discrete.problem import Problem
-from driftmax.discrete.reveal import checked_logits, exposed_head, forbid, from_head
+from driftmax.discrete.reveal import checked_logits, exposed_head, forbid, from_head, pick
 from driftmax.ops.categorical import CategoricalStats, categorical
 from driftmax.random import RowStreams
 
@@ -88,6 +88,6 @@ def evaluate(problem: Problem, batch: Tensor, t: Tensor | None, rows: Tensor, po
     """
     head = exposed_head(problem) if problem.time_independent else None
     if head is not None:
-        return Output(problem, problem.model.features(batch)[rows, positions], head)
+        return Output(problem, pick(problem.model.features(batch), rows, positions), head)
     logits = checked_logits(problem, batch, t)
-    return Output(problem, forbid(logits[rows, positions], problem), None)
+    return Output(problem, forbid(pick(logits, rows, positions), problem), None)

@@ -20,6 +20,7 @@ __all__ = [
     "forbid",
     "from_head",
     "logits_at",
+    "pick",
     "position_streams",
 ]
 
@@ -27,6 +28,13 @@ __all__ = [
 def position_streams(problem: Problem, rows: Tensor, positions: Tensor, step: int = 0) -> RowStreams:
     """The streams of single positions: draw i belongs to row ``rows[i]``, position ``positions[i]``."""
     return problem.streams[rows].at(step=step, positions=positions)
+
+
+def pick(values: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
+    """``values[rows[i], positions[i]]`` of `values` [n, L, D], a copy [m, D]."""
+    if not values.is_contiguous():
+        return values[rows, positions]
+    return values.flatten(0, 1).index_select(0, rows * values.shape[1] + positions)  # a third faster
 
 
 def forbid(logits: Tensor, problem: Problem) -> Tensor:
@@ -104,8 +112,8 @@ def logits_at(problem: Problem, batch: Tensor, t: Tensor | None, rows: Tensor, p
     """
     head = exposed_head(problem) if problem.time_independent else None
     if head is None:
-        return forbid(checked_logits(problem, batch, t)[rows, positions], problem)
-    hidden = problem.model.features(batch)[rows, positions]
+        return forbid(pick(checked_logits(problem, batch, t), rows, positions), problem)
+    hidden = pick(problem.model.features(batch), rows, positions)
     weight, bias = head
     if not problem.whole_batch:
         return torch.nn.functional.linear(hidden, weight, bias)
@@ -139,10 +147,10 @@ def drawn_tokens(
         hidden = problem.model.features(batch)
         if not rows.numel():
             return rows
-        drawn: Tensor = from_head(problem, hidden[rows, positions], head, **options)
+        drawn: Tensor = from_head(problem, pick(hidden, rows, positions), head, **options)
         return drawn
     logits = checked_logits(problem, batch, t)
     if not rows.numel():
         return rows
-    tokens: Tensor = categorical(forbid(logits[rows, positions], problem), **options)
+    tokens: Tensor = categorical(forbid(pick(logits, rows, positions), problem), **options)
     return tokens
