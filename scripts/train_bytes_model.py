@@ -102,7 +102,9 @@ class Muon(torch.optim.AdamW):
         super().step()
 
     def _turn(self, matrix: Tensor, rate: float) -> None:
-        average = self.state[matrix].setdefault("average", torch.zeros_like(matrix))
+        state = self.state[matrix]
+        average = state.setdefault("average", torch.zeros_like(matrix))
+        state.setdefault("step", torch.zeros(()))  # not used, but AdamW looks for it when a state is loaded
         average.lerp_(matrix.grad, 0.05)
         ahead = matrix.grad.lerp(average, 0.95)
         parts = ahead.chunk(3) if ahead.shape[0] == 3 * ahead.shape[1] else (ahead,)
