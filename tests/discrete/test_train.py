@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib.util
 import math
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -68,6 +70,81 @@ def test_the_end_can_be_moved_before_the_cooldown(tmp_path: Path) -> None:
     with pytest.raises(Stopped):
         run(path, longer, callback=stop_after(6))
     assert_same(run(path), run())
+
+
+def momentum(model: torch.nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    first, *rest = model.parameters()
+    return torch.optim.SGD([{"params": rest}, {"params": [first], "lr": 0.3}], lr=0.1, momentum=0.9)
+
+
+def test_another_optimizer_resumes_and_its_groups_keep_their_rates(tmp_path: Path) -> None:
+    path = tmp_path / "run.pt"
+    rates = []
+
+    def callback(state: TrainState, info: TrainInfo) -> None:
+        rates.append([group["lr"] for group in state.optimizer.param_groups])
+
+    whole = run(optimizer=momentum, callback=callback)
+    scale = [CONFIG.rate(step) / CONFIG.learning_rate for step in range(CONFIG.steps)]
+    assert rates == [pytest.approx([0.1 * s, 0.3 * s]) for s in scale]
+    with pytest.raises(Stopped):
+        run(path, optimizer=momentum, callback=stop_after(7))
+    assert_same(run(path, optimizer=momentum), whole)
+    assert whole.losses != run().losses
+
+
+def byte_script():
+    from tests.conftest import ROOT
+
+    specification = importlib.util.spec_from_file_location(
+        "trainer", ROOT / "scripts" / "train_bytes_model.py"
+    )
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+def test_the_byte_models_optimizer_resumes_and_its_parts_do_not_matter(tmp_path: Path) -> None:
+    """The committed script's loss in one and in two threads, cut off and not."""
+    script = byte_script()
+    config = dataclasses.replace(script.settings(4, 2), checkpoint_every=2)
+    text = torch.arange(5000) % 97
+    data = RandomWindows(text.to(torch.uint8), script.LENGTH, script.BATCH)
+
+    def go(threads: int, path: Path | None = None, **options: object):
+        net = RADD(RADDConfig(vocab_size=256, hidden_size=16, blocks=1, heads=2, length=script.LENGTH))
+        with ThreadPoolExecutor(threads) as pool:
+            script._InParts.pool = pool
+            torch.manual_seed(0)
+            for parameter in net.parameters():
+                torch.nn.init.normal_(parameter, std=0.1)
+            return train(
+                net,
+                data,
+                config,
+                mask_id=256,
+                loss=script.loss,
+                optimizer=script.Muon,
+                checkpoint=path,
+                progress=False,
+                **options,
+            )
+
+    whole = go(1)
+    assert_same(go(2), whole)
+    path = tmp_path / "run.pt"
+    with pytest.raises(Stopped):
+        go(2, path=path, callback=stop_after(3))
+    assert_same(go(1, path=path), whole)
+
+
+def test_the_byte_models_matrices_turn_orthogonal() -> None:
+    script = byte_script()
+    matrix = torch.randn(12, 30, generator=torch.Generator().manual_seed(0))
+    for one in (matrix, matrix.T):
+        values = torch.linalg.svdvals(script.orthogonal(one))
+        assert float(values.min()) > 0.5
+        assert float(values.max()) < 1.3
 
 
 def test_every_source_of_randomness_is_seeded() -> None:
