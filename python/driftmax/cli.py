@@ -101,9 +101,10 @@ def _generate_parser(generate: argparse.ArgumentParser) -> None:
     )
     generate.add_argument(
         "--sampler",
-        default="plan",
+        default="blocks",
         metavar="NAME",
-        help="plan (default), ancestral, euler, first-hitting, or a rule: confidence, entropy, margin",
+        help="blocks (default: left to right, 8 bytes at a time), plan, ancestral, euler, first-hitting, "
+        "or a rule: confidence, entropy, margin",
     )
     generate.add_argument(
         "--steps", type=_positive, metavar="N", help="steps per 256 bytes (default: one byte at a time)"

@@ -65,7 +65,7 @@ def test_gaps_that_are_none(text: bytes, message: str) -> None:
 @pytest.mark.parametrize("sampler", sorted(SAMPLERS))
 def test_every_sampler_fills_the_gaps_and_keeps_the_rest(sampler: str) -> None:
     tokens = parse_gaps(b"A<?5?>B<?1?>")
-    filled = fill(Letters(), tokens, sampler=SAMPLERS[sampler](), steps=4)
+    filled = fill(Letters(), tokens, sampler=SAMPLERS[sampler](4), steps=4)
     assert re.fullmatch(r"A[a-d]{5}B[a-d]", decode(filled.tokens))
     assert filled.nfe >= 1
     assert int((tokens == MASK_ID).sum()) == 6  # the request is left alone
@@ -112,7 +112,7 @@ def test_command_prints_text_and_says_how(letters: Letters, capsys: pytest.Captu
     assert command("--seed", "5", "--length", "20", "--prompt", "def f") == 0
     printed = capsys.readouterr()
     assert re.fullmatch(r"def f[a-d]{20}\n", printed.out)
-    assert re.search(r"\[plan, seed 5: 20 network calls, \d+\.\d s\]", printed.err)
+    assert re.search(r"\[blocks, seed 5: 20 network calls, \d+\.\d s\]", printed.err)
     assert command("--seed", "5", "--length", "20", "--prompt", "def f") == 0
     assert capsys.readouterr().out == printed.out
 
