@@ -35,8 +35,8 @@ def _blocks(steps: int | None) -> Sampler:
     return discrete.RandomOrder(block_length=_BLOCK if steps is None else max(_BLOCK, -(-_WIDTH // steps)))
 
 
-#: Samplers by the name that the command takes, made from the steps per window: five that draw from the model's
-#: law, three decoding rules.
+#: Samplers by the name that the command takes, made from the steps per window: five that draw from the
+#: model's law, three decoding rules.
 SAMPLERS: dict[str, Callable[[int | None], Sampler]] = {
     "blocks": _blocks,
     "plan": lambda steps: discrete.Plan(),
