@@ -445,8 +445,11 @@ def speed(rows: Rows, path: Path) -> None:
 # Peers of the same kind are close in colour over all cases.
 PEER_COLORS = {
     "torch gumbel fp32": ORANGE,
+    "torch gumbel fp32, as usually written": "#a63603",
     "torch gumbel fp64": BLUE,
+    "torch fp64 gumbel everywhere": "#08306b",
     "torch race fp32": "#e69f00",
+    "torch race where revealed": "#f0c808",
     "torch multinomial": "#6a3d9a",
     "torch inverse cdf": "#7f7f7f",
     "torch filter + race": "#cc79a7",
@@ -455,6 +458,10 @@ PEER_COLORS = {
     "matmul + multinomial": "#6a3d9a",
     "matmul + categorical": GREEN,
     "torch fill": "#56b4e9",
+    "driftmax uniform + categorical": "#74c476",
+    "torch sort": "#9ecae1",
+    "torch threshold": "#fb9a99",
+    "torch topk per row": "#b15928",
 }
 
 
