@@ -50,10 +50,10 @@ def _parser() -> argparse.ArgumentParser:
         "--case", nargs="+", action="extend", metavar="NAME", help="only these cases (see --list)"
     )
     bench.add_argument(
-        "--csv", type=Path, metavar="FILE", help="write tidy rows (law.csv and discrete.csv beside it)"
+        "--csv", type=Path, metavar="FILE", help="write tidy rows (law, discrete, decoding beside it)"
     )
     bench.add_argument(
-        "--plot", type=Path, metavar="FILE", help="draw the rows (fp32_fault.png and discrete.png beside it)"
+        "--plot", type=Path, metavar="FILE", help="draw the rows (fp32_fault, discrete, decoding beside it)"
     )
     bench.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     bench.add_argument(

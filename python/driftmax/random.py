@@ -147,9 +147,9 @@ class RowStreams:
                 raise IndexError(f"row {number} is out of range for {self._count} rows")
             number %= self._count
             chosen = slice(number, number + 1)
-        rows = (
-            self.rows if self._rows is not None or isinstance(chosen, slice) else self.rows.to(chosen.device)
-        )
+        rows = self._rows
+        if rows is None:  # made where they are indexed: nothing to copy
+            rows = torch.arange(self._count, device=None if isinstance(chosen, slice) else chosen.device)
         per_row = self._seeds is not None and self._seeds.shape[0] == self._count
         return RowStreams(
             self._seeds[chosen] if per_row and self._seeds is not None else self.seed,

@@ -241,7 +241,7 @@ class RandomOrder:
         problem.need_time_independence("RandomOrder")
         valid = problem.start() == problem.mask_id
         start = first_mask(valid)
-        done = transfer_counts(problem, start, self.block_length, self.pace).cumsum(1)
+        done = transfer_counts(problem, start, self.block_length, self.pace)[0].cumsum(1)
         keys = random.uniform(problem.shape, rng=problem.streams, dtype=torch.float64, device=problem.device)
         keys = keys + block_numbers(start, problem.shape[1], self.block_length)
         place = keys.masked_fill(~valid, torch.inf).argsort(dim=1).argsort(dim=1)

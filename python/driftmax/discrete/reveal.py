@@ -56,7 +56,8 @@ def exposed_head(problem: Problem) -> tuple[Tensor, Tensor | None] | None:
     forbidden = [token for token in {problem.mask_id, *(problem.banned or ())} if 0 <= token < vocab]
     if forbidden:
         bias = weight.new_zeros(vocab) if bias is None else bias.detach().clone()
-        bias[forbidden] = -torch.inf
+        for token in forbidden:  # a list of them would be copied to the device
+            bias[token] = -torch.inf
     return weight, bias
 
 

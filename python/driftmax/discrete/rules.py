@@ -7,7 +7,9 @@ score the draws, keep the best.
 from __future__ import annotations
 
 import functools
+import itertools
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
@@ -165,6 +167,20 @@ class _Memo:
     counts: Tensor | None = None  # int64 [B, calls], 0 after a row's last
     order: Tensor | None = None  # int64 [B]: rows by falling number of calls; None: all rows in every call
     active: tuple[int, ...] = ()  # rows of each call
+    eligible: tuple[int, ...] = ()  # if counted: masks of the current blocks before each call
+    revealed: tuple[int, ...] = ()  # if counted: tokens that each call reveals
+
+
+def true_positions(where: Tensor, many: int | None) -> tuple[Tensor, Tensor]:
+    """Rows and positions at which `where` [n, L] holds, in order.
+
+    `many` is how many there are, and then nothing is read on the host; None if that has to be looked at.
+    """
+    if many is None or where.is_cpu:
+        row, position = where.nonzero(as_tuple=True)
+        return row, position
+    flat = where.flatten().to(torch.uint8).argsort(descending=True, stable=True)[:many]
+    return flat // where.shape[1], flat % where.shape[1]
 
 
 def check_block_length(block_length: int | None) -> None:
@@ -198,15 +214,26 @@ def _current_block(masked: Tensor, start: Tensor, block_length: int | None) -> T
     return masked & (block == block.gather(1, first_mask(masked)))
 
 
-def transfer_counts(problem: Problem, start: Tensor, block_length: int | None, pace: Pace) -> Tensor:
-    """Tokens that each call of each row reveals, int64 [B, calls]: none is 0 before the row's last."""
+def _lefts(part: Sequence[int]) -> list[tuple[int, int]]:
+    """(what is left before it, itself) of each number of a list."""
+    lefts = itertools.accumulate(reversed(part))
+    return list(zip(reversed(list(lefts)), part, strict=True))
+
+
+def transfer_counts(
+    problem: Problem, start: Tensor, block_length: int | None, pace: Pace
+) -> tuple[Tensor, Tensor]:
+    """Tokens that each call of each row reveals, and the masks its block has before: int64 [B, calls] each.
+
+    None is 0 before the row's last.
+    """
     valid = problem.start() == problem.mask_id
     block = block_numbers(start, problem.shape[1], block_length).clamp(min=0)
     blocks = int(block.max()) + 1 if block.numel() else 0
     masks = torch.zeros(problem.shape[0], blocks, dtype=torch.int64, device=block.device)
     masks.scatter_add_(1, block, valid.to(torch.int64))
     counts = functools.cache(pace.counts)
-    rows = []
+    rows, before = [], []
     for row in masks.tolist():
         filled = [number for number in row if number]
         if problem.steps is not None and problem.steps < len(filled):
@@ -217,11 +244,16 @@ def transfer_counts(problem: Problem, start: Tensor, block_length: int | None, p
         if problem.steps is not None and filled:
             shares = EvenPace().counts(problem.steps, len(filled))
         # A step that reveals nothing changes nothing: its call is left out.
-        paced = (counts(number, steps) for number, steps in zip(filled, shares, strict=True))
+        paced = [counts(number, steps) for number, steps in zip(filled, shares, strict=True)]
         rows.append([number for part in paced for number in part if number])
+        before.append([left for part in paced for left, number in _lefts(part) if number])
     calls = max(map(len, rows), default=0)
-    padded = [row + [0] * (calls - len(row)) for row in rows]
-    return torch.tensor(padded, dtype=torch.int64, device=block.device).view(problem.shape[0], calls)
+
+    def padded(lists: list[list[int]]) -> Tensor:
+        equal = [row + [0] * (calls - len(row)) for row in lists]
+        return torch.tensor(equal, dtype=torch.int64, device=block.device).view(problem.shape[0], calls)
+
+    return padded(rows), padded(before)
 
 
 @dataclass(frozen=True)
@@ -249,6 +281,10 @@ class Rule(ABC):
     def _quota(self, state: State, rows: Tensor, eligible: Tensor, score: Tensor, draws: Draws) -> Quota:
         """How many of the `eligible` positions [n, L] to reveal, by falling `score` [n, L]."""
 
+    def _expected(self, state: State) -> tuple[int | None, int | None]:
+        """(eligible positions, tokens that will be revealed) of the next call, where known beforehand."""
+        return None, None
+
     def _finish(self, state: State) -> State:
         return state
 
@@ -260,7 +296,8 @@ class Rule(ABC):
         batch = state.tokens if chosen is None else state.tokens[chosen]
         rows = torch.arange(batch.shape[0], device=batch.device) if chosen is None else chosen
         eligible = _current_block(batch == problem.mask_id, state.memo.start[rows], self.block_length)
-        local, position = eligible.nonzero(as_tuple=True)
+        many, revealed = self._expected(state)
+        local, position = true_positions(eligible, many)
         output = evaluate(problem, batch, None, local, position)
         draws = self._draw(output, position_streams(problem, rows[local], position, state.step))
         score = self._preference(state, rows, spread(draws.score, eligible, -torch.inf))
@@ -276,7 +313,9 @@ class Rule(ABC):
             eligible=eligible,
         )
         tokens = filled if chosen is None else state.tokens.index_copy(0, chosen, filled)
-        return self._finish(state.after(tokens, chosen, int(moved.sum())))
+        if revealed is None:
+            revealed = int(moved.sum())
+        return self._finish(state.after(tokens, chosen, revealed))
 
 
 @dataclass(frozen=True)
@@ -289,14 +328,15 @@ class Counted(Rule):
         """The state before the first call. The number of calls, ``state.total``, is known from here on."""
         problem.need_time_independence(type(self).__name__)
         start = first_mask(problem.start() == problem.mask_id)
-        counts = transfer_counts(problem, start, self.block_length, self.pace)
+        counts, left = transfer_counts(problem, start, self.block_length, self.pace)
         calls = (counts > 0).sum(1)
+        sizes = tuple(left.sum(0).tolist()), tuple(counts.sum(0).tolist())
         if problem.cache and not problem.whole_batch:
             order = calls.argsort(descending=True, stable=True)
             active = tuple((counts > 0).sum(0).tolist())
         else:
             order, active = None, ()
-        return first_state(problem, counts.shape[1], _Memo(start, counts, order, active))
+        return first_state(problem, counts.shape[1], _Memo(start, counts, order, active, *sizes))
 
     def _rows(self, state: State) -> Tensor | None:
         order: Tensor | None = state.memo.order
@@ -304,6 +344,9 @@ class Counted(Rule):
 
     def _quota(self, state: State, rows: Tensor, eligible: Tensor, score: Tensor, draws: Draws) -> Quota:
         return Quota(number=state.memo.counts[rows, state.step])
+
+    def _expected(self, state: State) -> tuple[int | None, int | None]:
+        return state.memo.eligible[state.step], state.memo.revealed[state.step]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,165 @@
+"""Steps that read nothing on the host, checked without a GPU: fake tensors have no values to read."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import driftmax
+import pytest
+import torch
+from driftmax.discrete import (
+    Ancestral,
+    Confidence,
+    EntropyOrder,
+    Euler,
+    FirstHitting,
+    HighOrderReveal,
+    MarginOrder,
+    MaskGitPlus,
+    ParallelReveal,
+    Plan,
+    Problem,
+    RandomOrder,
+    Threshold,
+)
+from driftmax.discrete.rules import true_positions
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
+from torch.utils._python_dispatch import TorchDispatchMode
+
+VOCAB, LENGTH = 11, 12
+
+
+class Copies(TorchDispatchMode):
+    """Notes every copy between the host and the device, which waits for it or cannot be captured."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        first = args[0] if args and isinstance(args[0], torch.Tensor) else None
+        if first is not None and isinstance(out, torch.Tensor) and first.device.type != out.device.type:
+            self.seen.append(str(func))
+        return out
+
+
+class Plain:
+    """Logits that depend on the tokens."""
+
+    time_independent = True
+
+    def __call__(self, tokens, t=None):
+        return torch.nn.functional.one_hot(tokens.clamp(max=VOCAB - 1), VOCAB).float()
+
+
+class WithHead:
+    """The same with features and a head."""
+
+    time_independent = True
+
+    def __init__(self, device="cpu"):
+        self.head = torch.ones(VOCAB, 4, device=device), None
+
+    def features(self, tokens):
+        return tokens[..., None].float().expand(*tokens.shape, 4)
+
+    def __call__(self, tokens, t=None):
+        return self.features(tokens) @ self.head[0].T
+
+
+def on_device(value, mode):
+    """A copy of what a state is made of, with fake tensors for tensors."""
+    if isinstance(value, torch.Tensor):
+        return torch.empty(value.shape, dtype=value.dtype, device="meta")
+    if isinstance(value, driftmax.RowStreams):
+        positions = None if value.positions is None else on_device(value.positions, mode)
+        rows = len(value) if value._rows is None else on_device(value.rows, mode)
+        return driftmax.RowStreams(value.seed, rows, step=value.step, positions=positions)
+    if isinstance(value, WithHead):
+        return WithHead("meta")
+    if isinstance(value, tuple):
+        parts = [on_device(part, mode) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+    if isinstance(value, list):
+        return [on_device(part, mode) for part in value]
+    if isinstance(value, Problem):
+        problem = object.__new__(Problem)
+        for part in dataclasses.fields(Problem):
+            object.__setattr__(problem, part.name, on_device(getattr(value, part.name), mode))
+        object.__setattr__(problem, "device", torch.device("meta"))
+        return problem
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {part.name: on_device(getattr(value, part.name), mode) for part in dataclasses.fields(value)}
+        copy = object.__new__(type(value))
+        for name, part in fields.items():
+            object.__setattr__(copy, name, part)
+        return copy
+    return value
+
+
+def run_faked(sampler, model, **options):
+    """All steps on fake tensors; the copies between host and device that they made."""
+    prompt = torch.full((3, LENGTH), VOCAB)
+    prompt[1, :4] = 2
+    state = sampler.init(Problem(model, (3, LENGTH), VOCAB, rng=0, prompt=prompt, banned=[1], **options))
+    with FakeTensorMode(allow_non_fake_inputs=False) as mode, Copies() as copies:
+        state = on_device(state, mode)
+        while not state.done:
+            state = sampler.step(state)
+    assert state.step == state.total > 1
+    return copies.seen
+
+
+@pytest.mark.parametrize("model", [Plain(), WithHead()], ids=["logits", "head"])
+@pytest.mark.parametrize(
+    ("sampler", "steps"),
+    [
+        (Plan(), None),
+        (Plan(), 5),
+        (FirstHitting(), None),
+        (ParallelReveal(3), None),
+        (HighOrderReveal(3), None),
+        (RandomOrder(block_length=4), None),
+        (Confidence(), 5),
+        (Confidence(block_length=4), None),
+        (EntropyOrder(order_temperature=0.5), 5),
+        (MarginOrder(), 5),
+        (MaskGitPlus(), 5),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("cache", [True, False])
+def test_counted_steps_read_nothing(sampler, steps, model, cache):
+    assert run_faked(sampler, model, steps=steps, cache=cache) == []
+
+
+@pytest.mark.parametrize("sampler", [Ancestral(), Euler()], ids=str)
+def test_whole_grid_steps_read_nothing(sampler):
+    assert run_faked(sampler, Plain(), steps=5, cache=False) == []
+
+
+def test_adaptive_steps_do_and_the_test_sees_it():
+    with pytest.raises((DataDependentOutputException, DynamicOutputShapeException)):
+        run_faked(Threshold(), Plain())
+    with pytest.raises((DataDependentOutputException, DynamicOutputShapeException)):
+        run_faked(Ancestral(), Plain(), steps=5)
+
+
+def test_positions_without_looking():
+    """The way that reads nothing finds what nonzero finds."""
+
+    class Elsewhere(torch.Tensor):
+        @property
+        def is_cpu(self):
+            return False
+
+    where = torch.rand(5, 9, generator=torch.Generator().manual_seed(0)) < 0.4
+    wanted = where.nonzero(as_tuple=True)
+    got = true_positions(where.as_subclass(Elsewhere), int(where.sum()))
+    for one, other in zip(got, wanted, strict=True):
+        assert torch.equal(one.as_subclass(torch.Tensor), other)
