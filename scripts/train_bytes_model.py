@@ -29,8 +29,8 @@ from torch import Tensor, nn
 SEED = 0
 LENGTH = 256
 BATCH = 8
-STEPS = 3600
-COOLDOWN = 1600
+STEPS = 11400
+COOLDOWN = 4000
 NETWORK = RADDConfig(vocab_size=256, hidden_size=128, blocks=5, heads=4, length=LENGTH)
 
 # Rows of a batch that go through the network together. The parts run in threads of their own, which keeps two

@@ -120,7 +120,14 @@ def _generate_parser(generate: argparse.ArgumentParser) -> None:
         type=float,
         default=1.0,
         metavar="T",
-        help="of each draw (default 1, the model's law)",
+        help="of each draw (default 1)",
+    )
+    generate.add_argument(
+        "--top-p",
+        type=float,
+        default=0.9,
+        metavar="P",
+        help="draw from the likeliest bytes that have this probability (default 0.9; 1: the model's law)",
     )
     generate.add_argument("--watch", action="store_true", help="show the text while it unmasks")
     generate.set_defaults(run=_generate)
@@ -153,6 +160,7 @@ def _generate(arguments: argparse.Namespace) -> int:
         length=arguments.length,
         seed=arguments.seed,
         temperature=arguments.temperature,
+        top_p=arguments.top_p,
         watch=arguments.watch,
     )
 

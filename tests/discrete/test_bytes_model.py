@@ -11,8 +11,8 @@ from driftmax.discrete.bytes_model import MASK_ID, decode, encode, load_bytes_mo
 from driftmax.discrete.likelihood import nll_bound
 
 # Bits per byte of the shipped file on 512 held-out windows, which scripts/train_bytes_model.py prints.
-MEASURED = 3.13
-SLACK = 0.6
+MEASURED = 2.253
+SLACK = 0.5
 
 
 def library(root: Path, extra: dict[str, str]) -> Path:
@@ -73,7 +73,7 @@ def test_it_knows_python() -> None:
         place = len(encode(before))
         tokens[place] = MASK_ID
         right.append(decode(model(tokens[None])[0, place].argmax()[None]) == wanted)
-    assert sum(right) >= 10, right
+    assert sum(right) >= 11, right
 
 
 def test_split_is_a_partition_by_file(tmp_path: Path) -> None:

@@ -129,6 +129,7 @@ def fill(
     steps: int | None = None,
     seed: int = 0,
     temperature: float = 1.0,
+    top_p: float | None = None,
     width: int = _WIDTH,
     callback: Callable[[Tensor], None] | None = None,
     progress: bool = False,
@@ -149,6 +150,8 @@ def fill(
         Of the noise; each window has a stream of its own.
     temperature : float, default 1.0
         Of each draw. The model's law is that of 1; below it, text is more likely and less varied.
+    top_p : float, optional
+        Draw from the likeliest bytes that together have this probability.
     width : int, default 256
         Tokens per window. A text of at most that many is one window and follows the model's law exactly; of a
         longer one, each window does given what is known in it.
@@ -191,6 +194,7 @@ def fill(
             callback=show,
             progress=progress,
             temperature=temperature,
+            top_p=top_p,
         )
         tokens[begin:end] = result.tokens[0]
         calls += int(result.nfe)
@@ -279,6 +283,7 @@ def run(
     length: int | None = None,
     seed: int | None = None,
     temperature: float = 1.0,
+    top_p: float = 0.9,
     watch: bool = False,
 ) -> int:
     """Print a text drawn from the shipped model: what ``driftmax generate`` does.
@@ -300,6 +305,8 @@ def run(
         By default a fresh one. It is printed to the standard error, with the network calls and the time.
     temperature : float, default 1.0
         Of each draw; see `fill`.
+    top_p : float, default 0.9
+        See `fill`; 1 draws from the model's law.
     watch : bool, default False
         Show the text while it unmasks.
 
@@ -330,6 +337,7 @@ def run(
         steps=steps,
         seed=seed,
         temperature=temperature,
+        top_p=None if top_p == 1.0 else top_p,
         width=width,
         callback=screen,
         progress=screen is None and sys.stderr.isatty(),
