@@ -40,7 +40,7 @@ LENGTH = 121  # residues of a typical heavy-chain variable domain; a light chain
 # Trastuzumab's heavy-chain variable domain (public sequence); its third hypervariable loop is to be designed.
 FRAMEWORK = "EVQLVESGGGLVQPGGSLRLSCAASGFNIKDTYIHWVRQAPGKGLEWVARIYPTNGYTRYADSVKGRFTISADTSKNTAYLQMNSLRAEDTAVYYC"
 LOOP, TAIL = "SRWGGDGFYAMDY", "WGQGTLVTVSS"
-MOTIFS = ("WG.G", "[FW]G.G", "Y[YFW]C", "two cysteines")
+MOTIFS = ("WG.G", "Y[YFW]C", "two cysteines")
 
 
 def load() -> Any:
