@@ -242,7 +242,7 @@ def _network_panel(axes: Any, rows: Rows) -> None:
     axes.set_xlabel("hours for the batch: calls x seconds of a call")
     axes.set_title(
         "RADD-small on this machine: grey plain loop, green driftmax Plan;\n"
-        f"sampler and draws take {min(shares):.2g} to {max(shares):.2g} % of the network's time",
+        f"sampler and draws take at most {max(shares):.2g} % of the network's time",
         loc="left",
         fontsize=11,
     )
