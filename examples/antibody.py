@@ -197,7 +197,7 @@ def page(found: list[str], plain: list[str], designs: list[Design]) -> str:
         f"The third hypervariable loop of trastuzumab's heavy chain ({len(LOOP)} residues),",
         f"{len(designs[0].loops)} designs under each sampler. Pseudo-likelihood: the model's mean",
         "log-probability of each residue of the loop given all others. Samplers that choose the surest",
-        "positions first leave the model's law for its modes: and get likelier loops.",
+        "positions first leave the model's law for its modes, and get likelier loops.",
         "",
         "| sampler | calls | seconds | pseudo-log-likelihood | distinct | first design |",
         "|---|---:|---:|---:|---:|---|",
