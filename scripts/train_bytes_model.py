@@ -38,7 +38,8 @@ NETWORK = RADDConfig(vocab_size=256, hidden_size=128, blocks=5, heads=4, length=
 # the number of threads.
 PART = 4
 # While most tokens are masked, little can be learned but their frequencies. Until this step at most half are,
-# and the network finds the neighbours: at equal time this took 0.3 bits off the loss of the first minutes.
+# and the network finds the neighbours: at equal time this took 0.4 bits off the loss at 5 % masked, and 0.1
+# over all levels.
 CURRICULUM = 2500
 # From this step on a quarter of the rows are masked as text is that is generated block by block: known up to
 # some place, then AHEAD bytes of which some are known, then nothing. Losses in those bytes count double: they
@@ -92,7 +93,7 @@ class Muon(torch.optim.AdamW):
         self.add_param_group({"params": matrices, "lr": MATRIX_RATE, "muon": True})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # torch allows closures; train passes none
         """One step of both; AdamW sees no gradients of the matrices."""
         for group in self.param_groups:
             if group.get("muon"):

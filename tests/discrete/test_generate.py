@@ -273,7 +273,7 @@ def test_real_text_has_the_looks_of_python(written: str) -> None:
 
 def test_many_words_are_the_librarys(written: str) -> None:
     """Words of three letters and more that the library has five times: 0.92 in held-out files. Letters alone,
-    drawn by their frequencies, give 0.03.
+    shuffled among the words, give 0.02.
     """
     letters = r"[A-Za-z]{3,}"
     library = decode(bytes_model.standard_library("train").long())

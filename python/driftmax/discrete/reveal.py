@@ -64,6 +64,12 @@ def exposed_head(problem: Problem) -> tuple[Tensor, Tensor | None] | None:
 _ROWS = 64  # rows of a head's matrix product, where their number must not vary
 
 
+def _products(hidden: Tensor) -> Tensor:
+    """Rows of `hidden` [m, D] in each matrix product, int64 [products, _ROWS], padded from the front."""
+    many = hidden.shape[0]
+    return (torch.arange(many + -many % _ROWS, device=hidden.device) % many).view(-1, _ROWS)
+
+
 def from_head(
     problem: Problem,
     hidden: Tensor,
@@ -80,12 +86,11 @@ def from_head(
     many = hidden.shape[0]
     if not problem.whole_batch or not many:
         return lm_head_categorical(hidden, *head, rng=rng, **options)
-    index = torch.arange(many + -many % _ROWS, device=hidden.device) % many  # padded by rows from the front
     parts = [
         lm_head_categorical(
             hidden[part], *head, rng=rng[part] if isinstance(rng, RowStreams) else rng, **options
         )
-        for part in index.view(-1, _ROWS)
+        for part in _products(hidden)
     ]
     if isinstance(parts[0], Tensor):
         return torch.cat(parts)[:many]
@@ -116,12 +121,10 @@ def logits_at(problem: Problem, batch: Tensor, t: Tensor | None, rows: Tensor, p
         return forbid(pick(checked_logits(problem, batch, t), rows, positions), problem)
     hidden = pick(problem.model.features(batch), rows, positions)
     weight, bias = head
-    if not problem.whole_batch:
+    if not problem.whole_batch or not len(hidden):
         return torch.nn.functional.linear(hidden, weight, bias)
-    many = hidden.shape[0]
-    padded = torch.arange(many + -many % _ROWS, device=hidden.device) % max(many, 1)
-    parts = [torch.nn.functional.linear(hidden[part], weight, bias) for part in padded.view(-1, _ROWS)]
-    return torch.cat([hidden.new_empty(0, weight.shape[0]), *parts])[:many]
+    parts = [torch.nn.functional.linear(hidden[part], weight, bias) for part in _products(hidden)]
+    return torch.cat(parts)[: len(hidden)]
 
 
 def draws_from_logits(problem: Problem) -> bool:
