@@ -284,10 +284,15 @@ ADAPTIVE = [
     (EntropyBounded(1.0, MaskGitPlus()), "maskgit", lambda draws: bounded_count(draws, 1.0, "maskgit")),
 ]
 
+ADAPTIVE_IDS = [
+    f"{type(rule).__name__}-{next(value for value in vars(rule).values() if isinstance(value, float))}-{key}"
+    for rule, key, _ in ADAPTIVE
+]
+
 
 @pytest.mark.parametrize("draw", DRAWS, ids=IDS)
 @pytest.mark.parametrize("block_length", [None, 4])
-@pytest.mark.parametrize(("rule", "key", "count"), ADAPTIVE, ids=lambda value: str(value)[:34])
+@pytest.mark.parametrize(("rule", "key", "count"), ADAPTIVE, ids=ADAPTIVE_IDS)
 def test_adaptive_rules(rule, key, count, block_length, draw):
     model = Random()
     rule = type(rule)(**{**vars(rule), "block_length": block_length})

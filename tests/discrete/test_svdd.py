@@ -264,7 +264,7 @@ class TestBases:
         ("base", "options"),
         [
             (FirstHitting(), {}),
-            (FirstHitting(), {"model": TWO.oracle.model(False)}),
+            pytest.param(FirstHitting(), {"model": TWO.oracle.model(False)}, id="FirstHitting()-timed model"),
             (ParallelReveal(1), {}),
             (ParallelReveal(2), {}),
             (Plan(), {}),
