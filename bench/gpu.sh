@@ -1,51 +1,76 @@
 #!/usr/bin/env bash
-# Everything there is to see on a GPU machine, in one command and well under ten minutes: bench/gpu.sh [RESULTS] [arguments of
-# gpu_checks.py]. Nothing is taken from the network. Where the compiled core does not build, the reference and the kernels
-# run without it, and the log says so.
-set -euo pipefail
+# Everything there is to see on a GPU machine, in one command and well under ten minutes: bench/gpu.sh [RESULTS].
+# Nothing is taken from the network. First, side by side: the kernel suite, the checks, a run of every timed call
+# (both compile the kernels), and the build of the compiled core. Then, alone, the timings. Where the core does
+# not build, the reference and the kernels run without it. DRIFTMAX_GPU_ARGS="--device cpu" with
+# TRITON_INTERPRET=1 is a dry run.
+set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 out=${1:-bench/results/gpu}
-shift || true
 mkdir -p "$out"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-PYTHON=${PYTHON:-python3}
-export PYTHONUNBUFFERED=1
+python=${PYTHON:-python3}
+read -ra arguments <<<"${DRIFTMAX_GPU_ARGS:-}"
+export PYTHONUNBUFFERED=1 PYTHONPATH="$PWD/python${PYTHONPATH:+:$PYTHONPATH}"
+failures=0
 
-run() {
-    local status=0
-    printf '\n=== %s (%d s)\n' "$1" "$SECONDS"
-    shift
-    "$@" || status=$?
-    if [ "$status" -ne 0 ]; then
-        printf '=== failed with status %d\n' "$status"
-        failures=$((failures + 1))
-    fi
+# start NAME COMMAND...: in the background, its output in $out/NAME.log
+names=() pids=()
+start() {
+    names+=("$1")
+    "${@:2}" >"$out/$1.log" 2>&1 &
+    pids+=($!)
+}
+
+# Wait for all that was started; the ends of their logs.
+collect() {
+    local k status
+    for k in "${!pids[@]}"; do
+        status=0
+        wait "${pids[$k]}" || status=$?
+        printf '=== %s: status %d (%d s)\n' "${names[$k]}" "$status" "$SECONDS"
+        grep -E '^(FAIL|FAILED|ERROR|E  )|passed|failed' "$out/${names[$k]}.log" | head -40 || true
+        [ "$status" -eq 0 ] || failures=$((failures + 1))
+    done
+    names=() pids=()
+}
+
+build() {
+    "$python" -m pip install --quiet --no-index --no-build-isolation --no-deps --target "$work/site" \
+        --config-settings=build-dir="$work/build" .
+}
+
+# The kernels again, and what the compiled core says on this machine's CPU.
+core() {
+    PYTHONPATH="$work/site" "$python" -m driftmax doctor
+    PYTHONPATH="$work/site" "$python" -m pytest -q -p no:cacheprovider tests/test_invariance.py tests/test_threads.py
 }
 
 main() {
-    failures=0
     if command -v nvidia-smi >/dev/null; then
         nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm,clocks.max.memory --format=csv
     fi
-    if "$PYTHON" -m pip install --quiet --no-index --no-build-isolation --no-deps --target "$work/site" \
-        --config-settings=build-dir="$work/build" . >"$out/build.log" 2>&1; then
-        echo "compiled core: built"
-        export PYTHONPATH="$work/site"
-    else
-        echo "compiled core: did not build (see build.log); going on without it"
-        export PYTHONPATH="$PWD/python"
-    fi
-    if "$PYTHON" -c "import pytest" 2>/dev/null; then
-        run "kernel suite" env DRIFTMAX_TEST_DEVICE="${DRIFTMAX_TEST_DEVICE:-cuda}" \
-            "$PYTHON" -m pytest -q -p no:cacheprovider --durations=5 tests/kernels/suite.py
-    else
-        echo "pytest is not installed: the kernel suite is not run, the checks below are"
-    fi
-    run "checks and timings" "$PYTHON" bench/gpu_checks.py --out "$out" "$@"
-    printf '\n=== done, %d failures (%d s)\n' "$failures" "$SECONDS"
+    lscpu | grep -E 'Model name|^CPU\(s\)' || true
+    local group suite=(env DRIFTMAX_TEST_DEVICE="${DRIFTMAX_TEST_DEVICE:-cuda}" "$python" -m pytest -q
+        -p no:cacheprovider --durations=5)
+    if "$python" -c "import xdist" 2>/dev/null; then suite+=(--numprocesses 6); fi
+    start suite "${suite[@]}" tests/kernels/suite.py tests/kernels/suite_steps.py
+    for group in fill categorical law capture head steps samplers loops networks; do
+        start "checks_$group" "$python" -m driftmax.bench.gpu checks "$group" --out "$out" "${arguments[@]}"
+    done
+    for group in fill categorical gumbel_topk head steps discrete; do
+        start "warm_$group" "$python" -m driftmax.bench.gpu warm "$group" --out "$out" "${arguments[@]}"
+    done
+    start build build
+    collect
+    "$python" -m driftmax.bench.gpu speed --out "$out" "${arguments[@]}" || failures=$((failures + 1))
+    printf '=== timed (%d s)\n' "$SECONDS"
+    start core core
+    collect
+    printf '=== done, %d failures (%d s)\n' "$failures" "$SECONDS"
     [ "$failures" -eq 0 ]
 }
 
-main "$@" 2>&1 | tee "$out/gpu.log"
+main 2>&1 | tee "$out/gpu.log"

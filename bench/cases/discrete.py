@@ -92,16 +92,22 @@ def _unmask_probabilities(steps: int) -> list[float]:
 def plain_step(logits: Tensor, tokens: Tensor, unmask: float, mask_id: int) -> Tensor:
     """A step as usually written: mask among the categories, float64 race, all positions."""
     law = torch.softmax(logits, -1, dtype=torch.float64).mul_(unmask)
-    stay = torch.full((*tokens.shape, 1), 1.0 - unmask, dtype=torch.float64)
+    stay = torch.full((*tokens.shape, 1), 1.0 - unmask, dtype=torch.float64, device=law.device)
     law = torch.cat((law, stay), -1)
     race = law.div_(torch.empty_like(law).exponential_())
     return torch.where(tokens == mask_id, race.argmax(-1), tokens)
 
 
 @torch.no_grad()
-def plain_ancestral(model: Callable[..., Tensor], shape: tuple[int, int], steps: int, mask_id: int) -> Tensor:
+def plain_ancestral(
+    model: Callable[..., Tensor],
+    shape: tuple[int, int],
+    steps: int,
+    mask_id: int,
+    device: torch.device | str = "cpu",
+) -> Tensor:
     """Ancestral sampling by the plain step; the network's last category is mask_id - 1."""
-    tokens = torch.full(shape, mask_id)
+    tokens = torch.full(shape, mask_id, device=device)
     for unmask in _unmask_probabilities(steps):
         tokens = plain_step(model(tokens), tokens, unmask, mask_id)
     return tokens
@@ -109,12 +115,16 @@ def plain_ancestral(model: Callable[..., Tensor], shape: tuple[int, int], steps:
 
 @torch.no_grad()
 def careful_ancestral(
-    model: Callable[..., Tensor], shape: tuple[int, int], steps: int, mask_id: int
+    model: Callable[..., Tensor],
+    shape: tuple[int, int],
+    steps: int,
+    mask_id: int,
+    device: torch.device | str = "cpu",
 ) -> Tensor:
     """The same law by a careful torch loop: a clock decides, needless calls and draws are left out."""
-    tokens = torch.full(shape, mask_id)
+    tokens = torch.full(shape, mask_id, device=device)
     for unmask in _unmask_probabilities(steps):
-        where = (tokens == mask_id) & (torch.rand(shape, dtype=torch.float64) < unmask)
+        where = (tokens == mask_id) & (torch.rand(shape, dtype=torch.float64, device=device) < unmask)
         if not bool(where.any()):
             continue
         law = torch.softmax(model(tokens)[where], -1, dtype=torch.float64)
