@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from triton.language import core  # Triton 3.2 has add, sub and mul only there
 
 
 def _constant(text: str) -> tl.constexpr:
@@ -158,8 +159,8 @@ def normal_pair(hi, lo, angle, fine, F64: tl.constexpr):
     """Box–Muller: elements 2j and 2j + 1 from the draws (hi, lo) of the first and (angle, fine) of the
     second.
     """
-    quadrant = tl.add(angle, 0x20000000, sanitize_overflow=False) >> 30
-    d = tl.sub(angle, quadrant << 30, sanitize_overflow=False).to(tl.int32, bitcast=True)
+    quadrant = core.add(angle, 0x20000000, sanitize_overflow=False) >> 30
+    d = core.sub(angle, quadrant << 30, sanitize_overflow=False).to(tl.int32, bitcast=True)
     if F64:
         radius = tl.sqrt(exponential(hi, lo, True) * 2.0)
         x = d.to(tl.float64) * TWO_M32 + (fine.to(tl.float64) * TWO_M64 + TWO_M65)

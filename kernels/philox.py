@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from triton.language import core  # Triton 3.2 has add, sub and mul only there
 
 
 @triton.jit
@@ -11,15 +12,15 @@ def philox4x32(c0, c1, c2, c3, k0, k1):
     """Ten rounds on four counter words under two key words, all uint32, broadcast; four uint32 tensors."""
     for _ in tl.static_range(10):
         high0 = tl.umulhi(c0, 0xD2511F53)
-        low0 = tl.mul(c0, 0xD2511F53, sanitize_overflow=False)
+        low0 = core.mul(c0, 0xD2511F53, sanitize_overflow=False)
         high1 = tl.umulhi(c2, 0xCD9E8D57)
-        low1 = tl.mul(c2, 0xCD9E8D57, sanitize_overflow=False)
+        low1 = core.mul(c2, 0xCD9E8D57, sanitize_overflow=False)
         c0 = high1 ^ c1 ^ k0
         c1 = low1
         c2 = high0 ^ c3 ^ k1
         c3 = low0
-        k0 = tl.add(k0, 0x9E3779B9, sanitize_overflow=False)
-        k1 = tl.add(k1, 0xBB67AE85, sanitize_overflow=False)
+        k0 = core.add(k0, 0x9E3779B9, sanitize_overflow=False)
+        k1 = core.add(k1, 0xBB67AE85, sanitize_overflow=False)
     return c0, c1, c2, c3
 
 
@@ -57,7 +58,7 @@ def block_words(block, purpose: tl.constexpr, plane: tl.constexpr, k0, k1, posit
     64.
     """
     c0 = block.to(tl.uint32)
-    c1 = tl.add(position, (block >> 32).to(tl.uint32), sanitize_overflow=False)
+    c1 = core.add(position, (block >> 32).to(tl.uint32), sanitize_overflow=False)
     c2 = step | ((purpose + plane * 0x80) << 24)
     return philox4x32(c0, c1, c0 * 0 + c2, c0 * 0 + row, k0, k1)
 

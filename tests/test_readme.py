@@ -40,8 +40,9 @@ def test_examples_run_in_order(
     assert len(blocks) >= least
     namespace: dict[str, Any] = {"__name__": "page"}
     for line, code in blocks:
-        # Empty lines in front give tracebacks the page's line numbers.
-        exec(compile("\n" * (line - 1) + code, str(path), "exec"), namespace)
+        # Empty lines in front give tracebacks the page's line numbers. The name is no file's: torch 2.6's
+        # compiler would read that file as Python.
+        exec(compile("\n" * (line - 1) + code, f"<{page}>", "exec"), namespace)
     assert prints in capsys.readouterr().out
 
 

@@ -42,8 +42,8 @@ class Copies(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        first = args[0] if args and isinstance(args[0], torch.Tensor) else None
-        if first is not None and isinstance(out, torch.Tensor) and first.device.type != out.device.type:
+        tensors = [part for part in (*args, out) if isinstance(part, torch.Tensor)]
+        if len({part.device.type for part in tensors}) > 1:
             self.seen.append(str(func))
         return out
 

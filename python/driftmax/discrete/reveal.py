@@ -42,7 +42,7 @@ def forbid(logits: Tensor, problem: Problem) -> Tensor:
     vocab = logits.shape[-1]
     for token in {problem.mask_id, *(problem.banned or ())}:
         if 0 <= token < vocab:
-            logits[..., token] = -torch.inf
+            logits[..., token].fill_(-torch.inf)
     return logits
 
 
@@ -56,8 +56,8 @@ def exposed_head(problem: Problem) -> tuple[Tensor, Tensor | None] | None:
     forbidden = [token for token in {problem.mask_id, *(problem.banned or ())} if 0 <= token < vocab]
     if forbidden:
         bias = weight.new_zeros(vocab) if bias is None else bias.detach().clone()
-        for token in forbidden:  # a list of them would be copied to the device
-            bias[token] = -torch.inf
+        for token in forbidden:  # an assignment, or a list of them, would copy to the device and wait
+            bias[token].fill_(-torch.inf)
     return weight, bias
 
 
