@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 import driftmax
 import pytest
 import torch
 from driftmax.discrete import (
     Ancestral,
+    Cap,
     Confidence,
+    EntropyBounded,
     EntropyOrder,
     Euler,
+    Factor,
     FirstHitting,
     HighOrderReveal,
     MarginOrder,
@@ -20,7 +24,9 @@ from driftmax.discrete import (
     Plan,
     Problem,
     RandomOrder,
+    ReMDM,
     Threshold,
+    rules,
 )
 from driftmax.discrete.rules import true_positions
 from torch._subclasses.fake_tensor import (
@@ -138,16 +144,45 @@ def test_counted_steps_read_nothing(sampler, steps, model, cache):
     assert run_faked(sampler, model, steps=steps, cache=cache) == []
 
 
+@pytest.mark.parametrize("model", [Plain(), WithHead()], ids=["logits", "head"])
+@pytest.mark.parametrize("options", [{}, {"top_k": 3}], ids=str)
 @pytest.mark.parametrize("sampler", [Ancestral(), Euler()], ids=str)
-def test_whole_grid_steps_read_nothing(sampler):
-    assert run_faked(sampler, Plain(), steps=5, cache=False) == []
+@pytest.mark.parametrize("cache", [True, False])
+def test_grid_steps_read_nothing(sampler, model, options, cache):
+    assert run_faked(sampler, model, steps=5, cache=cache, **options) == []
 
 
-def test_adaptive_steps_do_and_the_test_sees_it():
-    with pytest.raises((DataDependentOutputException, DynamicOutputShapeException)):
-        run_faked(Threshold(), Plain())
-    with pytest.raises((DataDependentOutputException, DynamicOutputShapeException)):
-        run_faked(Ancestral(), Plain(), steps=5)
+def test_steps_that_read_are_seen():
+    for sampler, steps in ((Threshold(), None), (ReMDM(Cap(0.5)), 5)):
+        with pytest.raises((DataDependentOutputException, DynamicOutputShapeException)):
+            run_faked(sampler, Plain(), steps=steps)
+
+
+@pytest.mark.parametrize("lookahead", [0, 1, 3])
+@pytest.mark.parametrize("cache", [True, False])
+@pytest.mark.parametrize(
+    "rule", [Threshold, Factor, EntropyBounded, partial(Threshold, block_length=4)], ids=str
+)
+def test_adaptive_steps_read_how_many_masks_are_left(rule, cache, lookahead, monkeypatch):
+    """Nothing else, once a step, as late as they were told to; no more calls than that costs."""
+    begun, heard = [], []
+
+    class Told:
+        """In place of numbers: a row that reveals three tokens a call."""
+
+        def __init__(self, values):
+            assert values.shape == (3,)
+            begun.append(self)
+            self.left = [max(0, masks - 3 * len(begun)) for masks in (LENGTH, LENGTH - 4, LENGTH)]
+
+        def get(self):
+            heard.append(len(begun) - begun.index(self) - 1)
+            return self.left
+
+    monkeypatch.setattr(rules, "Reading", Told)
+    assert run_faked(rule(lookahead=lookahead), Plain(), cache=cache) == []
+    assert set(heard) == {lookahead}
+    assert len(begun) == min(LENGTH // 3 + lookahead, LENGTH)
 
 
 def test_positions_without_looking():
@@ -160,6 +195,9 @@ def test_positions_without_looking():
 
     where = torch.rand(5, 9, generator=torch.Generator().manual_seed(0)) < 0.4
     wanted = where.nonzero(as_tuple=True)
-    got = true_positions(where.as_subclass(Elsewhere), int(where.sum()))
-    for one, other in zip(got, wanted, strict=True):
-        assert torch.equal(one.as_subclass(torch.Tensor), other)
+    many = int(where.sum())
+    for asked in (many, many + 7):
+        got = true_positions(where.as_subclass(Elsewhere), asked)
+        for one, other in zip(got, wanted, strict=True):
+            found = one.as_subclass(torch.Tensor)
+            assert torch.equal(found, torch.cat((other, other))[:asked])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -25,8 +25,8 @@ class _GridSampler(ABC):
     def probabilities(self, problem: Problem, times: Tensor) -> Tensor:
         """Unmasking probability of each step, float64 [steps], from the grid's times [steps + 1]."""
 
-    def init(self, problem: Problem) -> State:
-        """The state before the first step."""
+    def start(self, problem: Problem) -> State:
+        """The state before the first step, all decisions still to be made."""
         steps = problem.need_steps(type(self).__name__)
         if problem.cache:
             problem.need_time_independence("cache=True")
@@ -34,14 +34,29 @@ class _GridSampler(ABC):
         probability = self.probabilities(problem, times).clamp(0.0, 1.0)
         probability[-1] = 1.0  # the last step leaves no mask
         forbidden = None if not problem.banned else torch.tensor(problem.banned, device=problem.device)
-        return first_state(problem, steps, _Grid(times.tolist(), probability.tolist(), forbidden))
+        return first_state(problem, steps, _Grid(times.tolist(), probability.tolist(), forbidden, None))
 
+    def init(self, problem: Problem) -> State:
+        """The state before the first step.
+
+        Which positions unmask in which step does not depend on the network: where calls can be saved by
+        knowing it, or logits not stored, it is drawn here, so that no step waits for a device to say.
+        """
+        state = self.start(problem)
+        if _whole(problem):
+            return state
+        return replace(state, memo=replace(state.memo, reveals=_decided(state)))
+
+    @torch.no_grad()
     def step(self, state: State) -> State:
-        """Decide which positions unmask in this step; if any, or without a cache, call the network."""
-        if not state.problem.cache and draws_from_logits(state.problem):
-            return _whole_step(state)
+        """Unmask the positions whose step this is; if there are any, or without a cache, call the network."""
         problem, grid, k = state.problem, state.memo, state.step
-        call = served(state, state.masked & (step_uniforms(problem, k) < grid.probability[k]))
+        if _whole(problem):
+            return _whole_step(state)
+        if grid.reveals is not None:
+            call = _served_as_decided(state)
+        else:
+            call = served(state, state.masked & (step_uniforms(problem, k) < grid.probability[k]))
         if call is None:
             return state.without_call()
         streams = position_streams(problem, call.row, call.position, k)
@@ -83,6 +98,19 @@ def served(state: State, reveal: Tensor) -> Served | None:
     return Served(state.tokens[chosen], chosen, local, row, position)
 
 
+class _Reveals(NamedTuple):
+    """Decisions of all steps: step k reveals ``bounds[k]:bounds[k + 1]`` of m positions, in rows
+    ``calls[k]:calls[k + 1]`` of `chosen`.
+    """
+
+    row: Tensor  # int64 [m]
+    position: Tensor  # int64 [m]
+    local: Tensor  # int64 [m]: the row's place among those of its step
+    chosen: Tensor  # int64: rows of each step, ascending
+    bounds: list[int]
+    calls: list[int]
+
+
 @dataclass(frozen=True)
 class _Grid:
     """What the samplers on a grid keep."""
@@ -90,10 +118,53 @@ class _Grid:
     times: list[float]
     probability: list[float]
     forbidden: Tensor | None
+    reveals: _Reveals | None
 
     def time(self, k: int, batch: Tensor) -> Tensor:
         """The time of step k, as networks take it."""
         return torch.full(batch.shape[:1], self.times[k], dtype=torch.float32, device=batch.device)
+
+
+def _whole(problem: Problem) -> bool:
+    """Whether a step goes through the logits of all positions, by the fused op."""
+    return not problem.cache and draws_from_logits(problem)
+
+
+def _starts(step: Tensor, steps: int) -> list[int]:
+    """Where each of the steps begins in a sorted list of step numbers, and where the last one ends."""
+    return [0, *torch.bincount(step, minlength=steps).cumsum(0).tolist()]
+
+
+def _decided(state: State) -> _Reveals:
+    """In which step each masked position unmasks: the first whose uniform is below its probability."""
+    problem, grid = state.problem, state.memo
+    undecided = state.masked
+    when = torch.full(problem.shape, -1, device=undecided.device)
+    for k, probability in enumerate(grid.probability):
+        hit = undecided & (step_uniforms(problem, k) < probability)
+        when.masked_fill_(hit, k)
+        undecided &= ~hit
+    row, position = (when >= 0).nonzero(as_tuple=True)
+    step, order = when[row, position].sort(stable=True)  # rows stay in order within a step
+    row, position = row[order], position[order]
+    fresh = torch.ones_like(step, dtype=torch.bool)
+    fresh[1:] = (step[1:] != step[:-1]) | (row[1:] != row[:-1])
+    calls = _starts(step[fresh], state.total)
+    local = fresh.cumsum(0) - 1 - torch.tensor(calls, device=step.device)[step]
+    return _Reveals(row, position, local, row[fresh], _starts(step, state.total), calls)
+
+
+def _served_as_decided(state: State) -> Served | None:
+    """As `served`, of what `_decided` has for this step."""
+    problem, reveals, k = state.problem, state.memo.reveals, state.step
+    part = slice(reveals.bounds[k], reveals.bounds[k + 1])
+    if problem.cache and part.start == part.stop:
+        return None
+    row, position = reveals.row[part], reveals.position[part]
+    if not problem.cache or problem.whole_batch:
+        return Served(state.tokens, None, row, row, position)
+    chosen = reveals.chosen[reveals.calls[k] : reveals.calls[k + 1]]
+    return Served(state.tokens[chosen], chosen, reveals.local[part], row, position)
 
 
 @torch.no_grad()
@@ -123,7 +194,8 @@ class Ancestral(_GridSampler):
     categorical draws *what*: the mask is never a category, so that no rounding of noise can favour it.
 
     With ``cache=True``, for time-independent networks, a call serves only the rows that reveal something; the
-    expected number of those is n (1 - (1 - 1/n)**l) for each row of l masks.
+    expected number of those is n (1 - (1 - 1/n)**l) for each row of l masks. Steps are then decided in
+    ``init``: a mask put back by hand between steps stays (`ReMDM` takes tokens back).
 
     Examples
     --------

@@ -267,6 +267,10 @@ class Threshold(Adaptive):
         A probability. Above 1 is one token a call; 0 reveals a whole block.
     block_length : int or None, default None
         As for `Confidence`.
+    lookahead : int, default 0
+        On a GPU: give it up to that many further calls before hearing whether a mask is left. 0 waits for the
+        device after each call, so that none is made in vain; with more it never idles, and at most so many
+        calls come to nothing at the end. The tokens are the same. The CPU ignores it.
 
     Raises
     ------
@@ -312,6 +316,8 @@ class Factor(Prefix):
         Larger is bolder. 0 takes one token a call, or those of probability 1.
     block_length : int or None, default None
         As for `Confidence`.
+    lookahead : int, default 0
+        As for `Threshold`.
 
     Raises
     ------
@@ -362,6 +368,8 @@ class EntropyBounded(Prefix):
         probability: at temperature 0, as in its experiments, that of the draw.
     block_length : int or None, default None
         As for `Confidence`.
+    lookahead : int, default 0
+        As for `Threshold`.
 
     Raises
     ------

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from driftmax.discrete.outputs import Output, evaluate
 from driftmax.discrete.problem import Problem, State, first_state
+from driftmax.discrete.reading import Reading
 from driftmax.discrete.reveal import position_streams
 from driftmax.ops.transfer import transfer
 from driftmax.random import RowStreams
@@ -169,17 +170,21 @@ class _Memo:
     active: tuple[int, ...] = ()  # rows of each call
     eligible: tuple[int, ...] = ()  # if counted: masks of the current blocks before each call
     revealed: tuple[int, ...] = ()  # if counted: tokens that each call reveals
+    waiting: tuple[Reading, ...] = ()  # if adaptive: masks left after the last steps, oldest first
+    left: tuple[int, ...] = ()  # if adaptive: masks of each row when last heard of
 
 
 def true_positions(where: Tensor, many: int | None) -> tuple[Tensor, Tensor]:
     """Rows and positions at which `where` [n, L] holds, in order.
 
-    `many` is how many there are, and then nothing is read on the host; None if that has to be looked at.
+    `many` is how many there are, and then nothing is read on the host; None if that has to be looked at. If
+    it is too large, they come again from the first one on.
     """
     if many is None or where.is_cpu:
         row, position = where.nonzero(as_tuple=True)
         return row, position
     flat = where.flatten().to(torch.uint8).argsort(descending=True, stable=True)[:many]
+    flat = flat[torch.arange(many, device=flat.device) % where.sum().clamp(min=1)]
     return flat // where.shape[1], flat % where.shape[1]
 
 
@@ -282,7 +287,7 @@ class Rule(ABC):
         """How many of the `eligible` positions [n, L] to reveal, by falling `score` [n, L]."""
 
     def _expected(self, state: State) -> tuple[int | None, int | None]:
-        """(eligible positions, tokens that will be revealed) of the next call, where known beforehand."""
+        """(eligible positions at most, tokens that will be revealed) of the next call, where known before."""
         return None, None
 
     def _finish(self, state: State) -> State:
@@ -297,6 +302,7 @@ class Rule(ABC):
         rows = torch.arange(batch.shape[0], device=batch.device) if chosen is None else chosen
         eligible = _current_block(batch == problem.mask_id, state.memo.start[rows], self.block_length)
         many, revealed = self._expected(state)
+        many = None if many is None else min(many, eligible.numel())
         local, position = true_positions(eligible, many)
         output = evaluate(problem, batch, None, local, position)
         draws = self._draw(output, position_streams(problem, rows[local], position, state.step))
@@ -313,9 +319,10 @@ class Rule(ABC):
             eligible=eligible,
         )
         tokens = filled if chosen is None else state.tokens.index_copy(0, chosen, filled)
-        if revealed is None:
-            revealed = int(moved.sum())
-        return self._finish(state.after(tokens, chosen, revealed))
+        came = moved.sum() if revealed is None else revealed
+        if moved.is_cpu:
+            came = int(came)
+        return self._finish(state.after(tokens, chosen, came))
 
 
 @dataclass(frozen=True)
@@ -351,7 +358,18 @@ class Counted(Rule):
 
 @dataclass(frozen=True)
 class Adaptive(Rule):
-    """A rule that reveals as many tokens as the network's output allows, at least one."""
+    """A rule that reveals as many tokens as the network's output allows, at least one.
+
+    Whether there is another call is known when the last one's tokens are. That is the one thing read on the
+    host in a step: how many masks each row has left.
+    """
+
+    lookahead: int = field(default=0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.lookahead < 0:
+            raise ValueError(f"lookahead must be at least 0, not {self.lookahead}")
 
     def init(self, problem: Problem) -> State:
         """The state before the first call. ``state.total`` is the most calls there can be."""
@@ -360,16 +378,29 @@ class Adaptive(Rule):
         if problem.steps is not None:
             raise ValueError(f"{name} finds out itself how many calls to make: leave steps out")
         masked = problem.start() == problem.mask_id
-        most = int(masked.sum(1).max()) if masked.numel() else 0
-        return first_state(problem, most, _Memo(first_mask(masked)))
+        left = tuple(masked.sum(1).tolist())
+        return first_state(problem, max(left, default=0), _Memo(first_mask(masked), left=left))
 
     def _rows(self, state: State) -> Tensor | None:
         if not state.problem.cache or state.problem.whole_batch:
             return None
-        return state.masked.any(1).nonzero()[:, 0]
+        active = sum(number > 0 for number in state.memo.left)
+        idle = ~state.masked.any(1)
+        return idle.to(torch.uint8).argsort(stable=True)[:active]
+
+    def _expected(self, state: State) -> tuple[int | None, int | None]:
+        most = state.problem.shape[1] if self.block_length is None else self.block_length
+        return sum(min(number, most) for number in state.memo.left), None
 
     def _finish(self, state: State) -> State:
-        return state if bool(state.masked.any()) else replace(state, total=state.step)
+        memo: _Memo = state.memo
+        waiting = (*memo.waiting, Reading(state.masked.sum(1)))
+        behind = 0 if state.tokens.is_cpu else self.lookahead  # nothing to gain where nothing waits
+        left = memo.left
+        while len(waiting) > behind:
+            left, waiting = tuple(waiting[0].get()), waiting[1:]
+        total = state.total if any(left) else state.step
+        return replace(state, total=total, memo=replace(memo, waiting=waiting, left=left))
 
 
 @dataclass(frozen=True)

@@ -432,7 +432,9 @@ class SVDD:
         prompt = problem.prompt
         if self.selection.shared and prompt is not None and not bool((prompt == prompt[:1]).all()):
             raise ValueError("a shared population needs one prompt for all rows")
-        inner = _with_plans(self.base, self.base.init(_candidates(problem, self.candidates)))
+        # Rows will change places, so what Ancestral and Euler decide must not be drawn beforehand.
+        begin = self.base.start if isinstance(self.base, (Ancestral, Euler)) else self.base.init
+        inner = _with_plans(self.base, begin(_candidates(problem, self.candidates)))
         # Rows of a plan can change places, and so can rows that share a grid and keep no memory of their own.
         if not isinstance(inner.memo, _Plans) and not isinstance(self.base, _ON_A_GRID):
             raise TypeError(f"SVDD cannot step {type(self.base).__name__}: its rows cannot change places")
