@@ -321,7 +321,7 @@ def summed(batch: Batch) -> Tensor:
     """The block sums of every draw, [3, draws, blocks]."""
     blocks = triton.cdiv(batch.vocab, BLOCK)
     sums = batch.new(3, batch.draws, blocks, dtype=batch.wide)
-    parts, each = splits(batch.logits, batch.draws, blocks, waves=32)
+    parts, each = splits(batch.logits, batch.draws, blocks, waves=128)
     arguments = (*batch.where, blocks, each, batch.draws, *batch.heat, sums)
     launch(block_sums, (batch.draws, parts), *arguments, BLOCK=BLOCK, num_warps=1)
     return sums
@@ -341,11 +341,11 @@ def unfiltered(
     scores = winners = None
     parts = 1
     if method == 1:
-        parts, each = splits(batch.logits, batch.draws, blocks)
+        parts, each = splits(batch.logits, batch.draws, blocks, waves=4)
         scores = batch.new(batch.draws, parts, dtype=torch.float64)
         winners = batch.new(batch.draws, parts, dtype=torch.int64)
         arguments = (*batch.where, each, parts, *streams, *batch.heat, scores, winners, status)
-        launch(token_race, (batch.draws, parts), *arguments, Q=256, num_warps=4)
+        launch(token_race, (batch.draws, parts), *arguments, Q=256, num_warps=8)
     sources = (sums, scores, winners, tokens, stats, status)
     arguments = (*batch.where, blocks, parts, batch.draws, *streams, *batch.heat, *sources)
     launch(finish, (batch.draws,), *arguments, RACE=method == 0, Q=256, num_warps=4)

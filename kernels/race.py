@@ -7,7 +7,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 from driftmax.kernels import noise
-from driftmax.kernels.philox import element_words
+from driftmax.kernels.philox import element_words, single_words
 
 FAR = tl.constexpr(1 << 62)  # above every index
 
@@ -123,6 +123,42 @@ def winner_of(scores, index, best, best_index):
 
 
 @triton.jit
+def near_gumbel(hi):
+    """(float32 Gumbel, whether it is within 2**-11 of the exact one) by the high word alone.
+
+    U and 1 - U come from the word and its complement: both are good to 2**-13 unless the word is among the
+    first or last 4096. Below 2**-7 -log(1 - U) is a series: there a fast logarithm would have lost it.
+    """
+    u = (hi.to(tl.float32) + 0.5) * 2.3283064365386963e-10
+    rest = ((hi ^ 0xFFFFFFFF).to(tl.float32) + 0.5) * 2.3283064365386963e-10
+    series = u * (1.0 + u * (0.5 + u * 0.33333334))
+    e = tl.where(u < 0.0078125, series, tl.log2(rest) * -0.6931472)
+    middle = (hi >= 4096) & (hi <= 0xFFFFEFFF)
+    return tl.log2(e) * -0.6931472, middle
+
+
+@triton.jit
+def contenders(values, top, best, scale, hi):
+    """Which tokens of a tile may beat `best` (float64) and all others of the tile, erring towards yes.
+
+    Judged by y - y_top + G in float32 with G from the high word, within 2**-11. What can win lies less than
+    50 nats below the maximum `top`, where y - y_top is good to 2**-18; |y_top| * 2**-48 is for scores that
+    were rounded at y's own magnitude. What cannot be judged (NaN, +inf, a Gumbel that needs its low word) may
+    win.
+    """
+    inverse = 1.0 / scale
+    height = top.to(tl.float64) * inverse
+    gap = ((values.to(tl.float64) - top.to(tl.float64)) * inverse).to(tl.float32)
+    gumbel, sure = near_gumbel(hi)
+    score = gap + gumbel
+    most = largest(tl.where(sure, score, float("-inf")))
+    bar = tl.maximum(most, (best - height).to(tl.float32))
+    bar -= 0.001953125 + (tl.abs(height) * 3.552713678800501e-15).to(tl.float32)
+    loses = sure & (score < bar)
+    return (values != float("-inf")) & (loses == 0)
+
+
+@triton.jit
 def race_tile(
     values,
     first,
@@ -141,18 +177,34 @@ def race_tile(
     """Token race on one tile against the best so far. Returns the new best and a status code, 0, 1 (NaN) or
     2 (+inf).
 
-    Tiles come in ascending order, so that a tie stays with the lower index. Almost no tile needs more than
-    high words.
+    Tiles come in ascending order, so that a tie stays with the lower index. Scores are exact for the few
+    contenders only, one after the other.
     """
-    hi = element_words(first // 4, Q, purpose, 0, k0, k1, position, step, row_id)
-    possible = reaches(values, best, scale, greedy, hi)
+    index = tile_index(first, Q)
+    top = largest(values)
     code = 0
-    if largest(possible.to(tl.int32)) > 0:
-        lo = element_words(first // 4, Q, purpose, 1, k0, k1, position, step, row_id)
-        index = tile_index(first, Q)
-        scores = exact_scores(values, scale, greedy, hi, lo)
-        best, best_index = winner_of(scores, index, best, best_index)
+    if greedy:
         code = status_of(values)
+        score = top.to(tl.float64) / scale
+        if score > best:
+            best_index = first_where(values == top, index)
+            best = score
+    else:
+        hi = element_words(first // 4, Q, purpose, 0, k0, k1, position, step, row_id)
+        open_ = contenders(values, top, best, scale, hi)
+        at = first_where(open_, index)
+        if at < FAR:
+            code = status_of(values)
+        while (at < FAR) & (code == 0):
+            value = largest(tl.where(index == at, values, float("-inf")))
+            high = single_words(at, purpose, 0, k0, k1, position, step, row_id)
+            low = single_words(at, purpose, 1, k0, k1, position, step, row_id)
+            score = exact_scores(value, scale, greedy, high, low)
+            if score > best:
+                best = score
+                best_index = at
+            open_ = open_ & (index > at)
+            at = first_where(open_, index)
     return best, best_index, code
 
 

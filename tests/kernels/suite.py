@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 from driftmax import (
     InvalidDistribution,
     RowStreams,
@@ -19,6 +21,7 @@ from driftmax import (
     lm_head_categorical,
     random,
 )
+from driftmax.kernels import race
 from driftmax.reference import categorical as oracle
 from driftmax.reference import fill as reference_noise
 from driftmax.reference.philox import streams, words64
@@ -99,6 +102,34 @@ def test_bits_and_a_different_seed(device: torch.device) -> None:
     words = same(random.bits, 5003, rng=2**63, device=device)
     # The comparison sees a wrong key: about 4999 words differ under another seed.
     assert (words != random.bits(5003, rng=2**63 + 1, device=device, backend="reference")).sum() > 4900
+
+
+@triton.jit
+def near_gumbels(words, gumbels, sure, N: tl.constexpr):
+    """`race.near_gumbel` of N words."""
+    index = tl.arange(0, N)
+    gumbel, middle = race.near_gumbel(tl.load(words + index).to(tl.uint32))
+    tl.store(gumbels + index, gumbel)
+    tl.store(sure + index, middle)
+
+
+def test_the_screen_of_the_token_race_is_within_its_bound(device: torch.device) -> None:
+    """Words at every power of two and between, and the last ones; the exact Gumbel for any low word."""
+    half = [k for j in range(32) for k in (2**j - 1, 2**j, 2**j + 1, int(2**j * 1.37))] + list(
+        range(4090, 4102)
+    )
+    words = torch.tensor(half + [2**32 - 1 - k for k in half], dtype=torch.int64)
+    words = torch.cat((words, torch.arange(512 - len(words) % 512) * 2**22 + 12_345))
+    gumbels = torch.empty(len(words), device=device)
+    sure = torch.empty(len(words), dtype=torch.bool, device=device)
+    near_gumbels[(1,)](words.to(device), gumbels, sure, N=len(words))
+    exact = torch.stack(
+        [reference_noise.gumbel(words, torch.full_like(words, low)) for low in (0, 2**31, 2**32 - 1)]
+    )
+    assert torch.equal(sure.cpu(), (words >= 4096) & (words < 2**32 - 4096))
+    error = (gumbels.cpu().double() - exact).abs().amax(0)
+    assert error[sure.cpu()].max() < 2.0**-11
+    assert error[~sure.cpu()].max() > 2.0**-11  # the test would see a word that the bound does not hold for
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
