@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import driftmax
 import torch
@@ -264,6 +265,7 @@ def bench_discrete(session: Session) -> None:
     for batch, steps in ((1, 1024), (16, 128)) if session.on_gpu else ((2, 4),):
         _bench_runs(session, network, (batch, length), steps)
     _bench_loop(session)
+    _bench_waiting(session)
     session.rounds = rounds
 
 
@@ -340,3 +342,27 @@ def _bench_loop(session: Session) -> None:
     session.bench(
         "discrete", f"{name} CUDA graph", shape, {"driftmax": ours, "torch, plain loop": plain}, body
     )
+
+
+def _bench_waiting(session: Session) -> None:
+    """What it costs an adaptive rule to wait after every call; limit: the network's calls alone."""
+    network = load_bytes_model().to(session.device, torch.bfloat16).eval()
+    batch, length = (16, 256) if session.on_gpu else (1, 8)
+    shape, mask_id = (batch, length), network.config.mask_id
+    tokens = torch.full(shape, mask_id, device=session.device)
+
+    def rule(lookahead: int) -> int:
+        sampler = Threshold(0.5, lookahead=lookahead)
+        return sample(
+            network, shape, mask_id=mask_id, sampler=sampler, rng=1, whole_batch=True, device=session.device
+        ).nfe
+
+    calls = rule(0)
+
+    def body() -> None:
+        for _ in range(calls):
+            network.features(tokens)
+
+    runs: dict[str, Run] = {"driftmax": partial(rule, 0), "driftmax lookahead=1": partial(rule, 1)}
+    name = f"byte model L={length} Threshold(0.5), {calls} calls"
+    session.bench("discrete", name, (batch, network.config.vocab_size), runs, body, graph=False)
