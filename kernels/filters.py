@@ -1,69 +1,55 @@
 """Top-k, top-p and min-p without sorting: a kept set is a threshold on the logit and a last index among its
 ties.
 
-One program per row. It lists the tokens within a few nats of the maximum (all that filters usually keep),
-bisects the bit pattern of the threshold over that list, and draws from what is left. Where the list would not
-hold them, it bisects over the row.
+narrow.py lists the few tokens among which the threshold lies. One program per row bisects its bit pattern
+over them, in registers where they fit one tile, and draws from what is left. Where a list would not hold
+them, it bisects over the row.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
 import triton
 import triton.language as tl
-from driftmax.kernels.launch import BLOCK, Stream, interpreted, launch
+from driftmax.kernels.launch import Stream, launch
+from driftmax.kernels.narrow import LIST, NOTHING, WHOLE, law_of, middle, narrowed, ordered
 from driftmax.kernels.philox import element_words, single_words, stream_words
 from driftmax.kernels.race import (
-    FAR,
     exact_scores,
+    first_where,
     largest,
     per_draw,
     powers,
     reaches,
-    report,
     row_of,
     scale_of,
     store_stats,
-    tile_index,
     total,
     widened,
-    winner_of,
 )
 from torch import Tensor
 
 if TYPE_CHECKING:
     from driftmax.kernels.categorical import Batch
 
-LIST = 16384  # tokens a row's list can hold
 TOKEN = tl.constexpr(16)
 
 
 @triton.jit
-def ordered(values):
-    """int64 keys in the order of `values`; the two zeros are equal."""
-    plain = tl.where(values == 0.0, 0.0, values)
-    if values.dtype == tl.float64:
-        bits = plain.to(tl.int64, bitcast=True)
-        key = bits ^ ((bits >> 63) & 0x7FFFFFFFFFFFFFFF)
-    else:
-        bits = plain.to(tl.int32, bitcast=True)
-        key = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64)
-    return key
-
-
-@triton.jit
-def source_tile(row, listed, first, count, compact, cut, Q: tl.constexpr):
-    """(logits, token numbers) of the tile at `first` of the list or of the row; -inf below `cut` and behind
-    the end.
+def source_tile(row, listed, held, first, count, compact, cut, Q: tl.constexpr):
+    """(logits, int32 token numbers) of the tile at `first` of the list or of the row; -inf below `cut` and
+    behind the end.
     """
-    place = tile_index(first, Q)
+    # 32 bits: the addresses of a tile that is read in a loop are kept in registers
+    place = tl.cast(first, tl.int32) + (tl.arange(0, Q) * 4)[:, None] + tl.arange(0, 4)[None, :]
     inside = place < count
     index = place
     if compact:
-        index = tl.load(listed + place, mask=inside, other=0).to(tl.int64)
-    values = widened(tl.load(row + index, mask=inside, other=float("-inf")))
+        index = tl.load(listed + place, mask=inside, other=0)
+        values = tl.load(held + place, mask=inside, other=float("-inf"))
+    else:
+        values = widened(tl.load(row + place, mask=inside, other=float("-inf")))
     return tl.where(values >= cut, values, float("-inf")), index
 
 
@@ -77,211 +63,196 @@ def within(values, index, threshold, last):
 
 
 @triton.jit
-def tally(
-    row, listed, count, compact, cut, threshold, last, key, ties_to, top, scale,
-    MASS: tl.constexpr, TIES: tl.constexpr, Q: tl.constexpr,
+def ones(values, index, threshold, last):
+    """1 for the tokens of a tile that are kept, 0 for the others."""
+    return within(values, index, threshold, last).to(tl.float32)
+
+
+@triton.jit
+def weights(values, index, threshold, last, top, scale, by_mass):
+    """exp(y - top), or without `by_mass` 1, of the tokens of a tile that are kept; 0 for the others."""
+    _, mass = powers(values, top, scale)
+    return tl.where(within(values, index, threshold, last), tl.where(by_mass, mass, 1.0), 0.0)
+
+
+@triton.jit
+def short_keys(values):
+    """`ordered` in as many bits as the values have."""
+    key = ordered(values)
+    if values.dtype != tl.float64:
+        key = key.to(tl.int32)
+    return key
+
+
+@triton.jit
+def reaching(
+    weight, values, row, listed, held, count, compact, cut, threshold, last, key, top, scale, by_mass,
+    Q: tl.constexpr,
 ):  # fmt: skip
-    """How many kept tokens, or what mass exp(y - top), have a key >= `key`; TIES: == `key` and index <=
-    `ties_to`.
+    """Total weight of the tokens with keys >= `key`.
+
+    The first tile's `weights` and logits are given, and stay in registers.
     """
-    result = tl.zeros((), tl.float64)
-    for first in range(0, count, 4 * Q):
-        values, index = source_tile(row, listed, first, count, compact, cut, Q)
-        own = ordered(values)
-        counted = own >= key
-        if TIES:
-            counted = (own == key) & (index <= ties_to)
-        counted = counted & within(values, index, threshold, last)
-        if MASS:
-            _, mass = powers(values, top, scale)
-            result += total(tl.where(counted, mass, 0.0)).to(tl.float64)
-        else:
-            result += total(counted.to(tl.int32)).to(tl.float64)
+    own = short_keys(values)
+    result = total(tl.where(own >= key.to(own.dtype), weight, 0.0)).to(tl.float64)
+    for first in range(4 * Q, count, 4 * Q):
+        others, index = source_tile(row, listed, held, first, count, compact, cut, Q)
+        other_weight = weights(others, index, threshold, last, top, scale, by_mass)
+        result += total(tl.where(ordered(others) >= key, other_weight, 0.0)).to(tl.float64)
     return result
 
 
 @triton.jit
-def middle(low, high):
-    """Upper midpoint of two int64, without overflow."""
-    return (low >> 1) + (high >> 1) + ((low | high) & 1)
-
-
-@triton.jit
 def bisect_key(
-    row,
-    listed,
-    count,
-    compact,
-    cut,
-    threshold,
-    last,
-    low,
-    high,
-    target,
-    top,
-    scale,
-    MASS: tl.constexpr,
-    Q: tl.constexpr,
-):
-    """The largest key in [low, high] whose tally reaches `target`; `low` where none above it does."""
+    weight, values, row, listed, held, count, compact, cut, threshold, last, high, target, top, scale,
+    by_mass, Q: tl.constexpr,
+):  # fmt: skip
+    """The largest key in [threshold, high] that `target` of the weight reaches; `threshold` if none above it
+    has as much.
+    """
+    low = threshold
     while low < high:
         key = middle(low, high)
-        reached = (
-            tally(row, listed, count, compact, cut, threshold, last, key, 0, top, scale, MASS, False, Q)
-            >= target
+        weighed = reaching(
+            weight,
+            values,
+            row,
+            listed,
+            held,
+            count,
+            compact,
+            cut,
+            threshold,
+            last,
+            key,
+            top,
+            scale,
+            by_mass,
+            Q,
         )
-        low = tl.where(reached, key, low)
-        high = tl.where(reached, high, key - 1)
+        low = tl.where(weighed >= target, key, low)
+        high = tl.where(weighed >= target, high, key - 1)
     return low
 
 
 @triton.jit
+def around(
+    weight, values, index, row, listed, held, count, compact, cut, threshold, last, key, top, scale, by_mass,
+    Q: tl.constexpr,
+):  # fmt: skip
+    """(weight of the keys above `key`, weight of those equal to it, number of those)."""
+    own = short_keys(values)
+    short = key.to(own.dtype)
+    above = total(tl.where(own > short, weight, 0.0)).to(tl.float64)
+    level = total(tl.where(own == short, weight, 0.0)).to(tl.float64)
+    ties = total(tl.where(own == short, ones(values, index, threshold, last), 0.0)).to(tl.float64)
+    for first in range(4 * Q, count, 4 * Q):
+        others, other_index = source_tile(row, listed, held, first, count, compact, cut, Q)
+        other_weight = weights(others, other_index, threshold, last, top, scale, by_mass)
+        keys = ordered(others)
+        above += total(tl.where(keys > key, other_weight, 0.0)).to(tl.float64)
+        level += total(tl.where(keys == key, other_weight, 0.0)).to(tl.float64)
+        ties += total(tl.where(keys == key, ones(others, other_index, threshold, last), 0.0)).to(tl.float64)
+    return above, level, ties
+
+
+@triton.jit
 def last_tie(
-    row, listed, count, compact, cut, threshold, last, key, wanted, vocab, top, scale, Q: tl.constexpr
-):
-    """The index of the `wanted`-th kept token with this key, in ascending order; FAR where there are no
-    more.
+    values, index, row, listed, held, count, compact, cut, threshold, last, key, ties, wanted, vocab,
+    Q: tl.constexpr,
+):  # fmt: skip
+    """The index of the `wanted`-th kept token with this key, in ascending order; FAR if all `ties` are
+    wanted.
     """
-    ties = tally(row, listed, count, compact, cut, threshold, last, key, FAR, top, scale, False, True, Q)
     low = tl.zeros((), tl.int64)
     high = tl.cast(vocab, tl.int64) - 1
     if wanted < ties:
+        level = tl.where(ordered(values) == key, ones(values, index, threshold, last), 0.0)
         while low < high:
             half = (low + high) >> 1
-            enough = (
-                tally(
-                    row, listed, count, compact, cut, threshold, last, key, half, top, scale, False, True, Q
-                )
-                >= wanted
-            )
-            high = tl.where(enough, half, high)
-            low = tl.where(enough, low, half + 1)
+            upto = total(tl.where(index <= half, level, 0.0)).to(tl.float64)
+            for first in range(4 * Q, count, 4 * Q):
+                others, other_index = source_tile(row, listed, held, first, count, compact, cut, Q)
+                chosen = (ordered(others) == key) & (other_index <= half)
+                upto += total(tl.where(chosen, ones(others, other_index, threshold, last), 0.0))
+            high = tl.where(upto >= wanted, half, high)
+            low = tl.where(upto >= wanted, low, half + 1)
     else:
         low = tl.full((), 1 << 62, tl.int64)
     return low
 
 
 @triton.jit
-def list_tokens(row, listed, vocab, cut, top, scale, LIST: tl.constexpr, Q: tl.constexpr):
-    """Write the tokens with logits >= cut to the list while they fit; (their number, their mass)."""
-    count = tl.zeros((), tl.int64)
-    mass = tl.zeros((), tl.float64)
-    for first in range(0, vocab, 4 * Q):
-        index = first + tl.arange(0, 4 * Q).to(tl.int64)
-        values = widened(tl.load(row + index, mask=index < vocab, other=float("-inf")))
-        chosen = (values >= cut) & (values != float("-inf"))
-        found = tl.sum(chosen.to(tl.int32), axis=0)
-        if found > 0:
-            place = count + tl.cumsum(chosen.to(tl.int32), axis=0) - 1
-            tl.store(listed + place, index.to(tl.int32), mask=chosen & (place < LIST))
-            _, e = powers(values, top, scale)
-            mass += tl.sum(tl.where(chosen, e, 0.0), axis=0).to(tl.float64)
-            count += found
-    return count, mass
+def find_kept(
+    row, listed, held, count, compact, vocab, k, p, cut, highest, known_count, known_mass, mass, top, scale,
+    Q: tl.constexpr,
+):  # fmt: skip
+    """(threshold key, last index among its ties) of a row's kept set under top-k and top-p.
 
-
-@triton.jit
-def row_total(sums, plane, blocks, scale, Q: tl.constexpr):
-    """(maximum logit, sum of exp(y - top), whether a sum is NaN) of a row from its block sums, float64."""
-    top = tl.full((), float("-inf"), tl.float64)
-    for first in range(0, blocks, 4 * Q):
-        index = tile_index(first, Q)
-        top = tl.maximum(
-            top, largest(tl.load(sums + index, mask=index < blocks, other=float("-inf")).to(tl.float64))
-        )
-    finite = tl.where(top == float("-inf"), 0.0, top)
-    mass = tl.zeros((), tl.float64)
-    for first in range(0, blocks, 4 * Q):
-        index = tile_index(first, Q)
-        gap = (
-            tl.load(sums + index, mask=index < blocks, other=float("-inf")).to(tl.float64) - finite
-        ) / scale
-        mass += total(
-            tl.load(sums + plane + index, mask=index < blocks, other=0.0).to(tl.float64) * tl.exp(gap)
-        )
-    return top, mass
-
-
-@triton.jit
-def find_kept(row, listed, vocab, k, p, m, top, scale, mass, LIST: tl.constexpr, Q: tl.constexpr):
-    """(threshold, last, cut, count, compact) of a row: its kept set, and the list or row that holds all of
-    it.
-
-    `k` is the number of top-k (0: off), `p` of top-p (>= 1: off), `m` of min-p. `mass` is the row's,
-    relative to `top`.
+    The threshold is that of one of `count` tokens of the list (or row) with a logit >= `cut` and a key <=
+    `highest`. `known_count` more tokens, of mass `known_mass`, are kept whatever it is (none if both filters
+    are on). `k` is the number of top-k (0: off), at most what there is, `p` of top-p (>= 1: off); masses are
+    relative to `top`. Top-k is stage 0, in which each token weighs 1, top-p stage 1.
     """
-    # Widen the window under the maximum until it holds every token that top-k or top-p can keep.
-    width = tl.full((), 8.0, tl.float64)
-    if (k == 0) & (p >= 1.0):
-        width = 0.001 - 1.0001 * tl.log(m)  # min-p alone: beyond this it keeps nothing
-    cut = top
-    count = tl.zeros((), tl.int64)
-    enough = 0
-    while enough == 0:
-        cut = (top.to(tl.float64) - width * scale).to(top.dtype)
-        count, held = list_tokens(row, listed, vocab, cut, top, scale, LIST, Q)
-        everything = width > 1.0e300
-        by_k = (k > 0) & (count >= k)
-        by_p = (k == 0) & ((p >= 1.0) | (held >= p * mass * 1.000001))
-        enough = (everything | by_k | by_p).to(tl.int32)
-        width = tl.where(width > 20.0, float("inf"), width * 3.0)
-    compact = count <= LIST
-    size = tl.where(compact, count, tl.cast(vocab, tl.int64))
-    highest = ordered(top)
     threshold = ordered(cut)
     last = tl.full((), 1 << 62, tl.int64)
-    lowest = threshold
-    if k > 0:
-        wanted = tl.minimum(k, count).to(tl.float64)
-        found = bisect_key(
-            row, listed, size, compact, cut, lowest, last, lowest, highest, wanted, top, scale, False, Q
-        )
-        above = tally(
-            row, listed, size, compact, cut, lowest, last, found + 1, 0, top, scale, False, False, Q
-        )
-        last = last_tie(
-            row, listed, size, compact, cut, lowest, last, found, wanted - above, vocab, top, scale, Q
-        )
-        threshold = found
-        mass = tally(
-            row, listed, size, compact, cut, threshold, last, threshold, 0, top, scale, True, False, Q
-        )
-    if p < 1.0:
-        target = p * mass
-        found = bisect_key(
-            row, listed, size, compact, cut, threshold, last, threshold, highest, target, top, scale, True, Q
-        )
-        above = tally(
-            row, listed, size, compact, cut, threshold, last, found + 1, 0, top, scale, True, False, Q
-        )
-        ties = tally(row, listed, size, compact, cut, threshold, last, found, FAR, top, scale, False, True, Q)
-        level = tally(row, listed, size, compact, cut, threshold, last, found, FAR, top, scale, True, True, Q)
-        needed = tl.maximum(tl.ceil((target - above) / (level / ties)), 1.0)
-        end = last_tie(row, listed, size, compact, cut, threshold, last, found, needed, vocab, top, scale, Q)
-        last = tl.where(found == threshold, tl.minimum(last, end), end)
-        threshold = found
-    return threshold, last, cut, size, compact
+    values, index = source_tile(row, listed, held, 0, count, compact, cut, Q)
+    for stage in range(2):
+        by_mass = stage == 1
+        if tl.where(by_mass, p < 1.0, k > 0):
+            weight = weights(values, index, threshold, last, top, scale, by_mass)
+            target = (k - known_count).to(tl.float64)
+            if by_mass:
+                if k > 0:
+                    mass = reaching(
+                        weight, values, row, listed, held, count, compact, cut, threshold, last, threshold,
+                        top, scale, by_mass, Q,
+                    )  # fmt: skip
+                target = p * mass - known_mass
+            found = bisect_key(
+                weight, values, row, listed, held, count, compact, cut, threshold, last, highest, target, top,
+                scale, by_mass, Q,
+            )  # fmt: skip
+            above, level, ties = around(
+                weight, values, index, row, listed, held, count, compact, cut, threshold, last, found, top,
+                scale, by_mass, Q,
+            )  # fmt: skip
+            needed = tl.maximum(tl.ceil((target - above) / (level / tl.maximum(ties, 1.0))), 1.0)
+            end = last_tie(
+                values, index, row, listed, held, count, compact, cut, threshold, last, found, ties, needed,
+                vocab, Q,
+            )  # fmt: skip
+            last = tl.where(found == threshold, tl.minimum(last, end), end)
+            threshold = found
+    return threshold, last
 
 
 @triton.jit
-def law_of(draw, greedy, k, ks, p_lo, p_hi, ps, m_lo, m_hi, ms):
-    """(top-k, top-p, min-p) of a draw; temperature 0 ignores filters."""
-    most = tl.cast(k, tl.int64)
-    if ks is not None:
-        most = tl.load(ks + draw)
-    most = tl.where(greedy, 0, most)
-    p = tl.where(greedy, 1.0, per_draw(draw, p_lo, p_hi, ps))
-    m = tl.where(greedy, 0.0, per_draw(draw, m_lo, m_hi, ms))
-    return most, p, m
-
-
-@triton.jit
-def peak_of(top, kind: tl.constexpr):
-    """A row's maximum (float64) in the precision of `widened` logits."""
-    peak = top
-    if kind != tl.float64:
-        peak = top.to(tl.float32)
-    return peak
+def search(
+    row, listed, held, levels, sizes, draws, draw, vocab, k, p, scale, kind: tl.constexpr, Q: tl.constexpr
+):
+    """`find_kept` of a good row on what narrow.py left of it; `kind` is the type of its widened logits."""
+    top = tl.load(levels + draw).to(kind)
+    mass = tl.load(levels + draws + draw)
+    cut = tl.load(levels + 2 * draws + draw).to(kind)
+    inner_end = tl.load(levels + 3 * draws + draw).to(kind)
+    known_mass = tl.load(levels + 4 * draws + draw)
+    holds = tl.load(sizes + draw)
+    k = tl.minimum(k, tl.load(sizes + draws + draw).to(tl.int64))
+    known_count = tl.load(sizes + 2 * draws + draw).to(tl.int64)
+    count = tl.load(sizes + 3 * draws + draw)
+    begin = tl.where(holds == WHOLE, known_count, 0)
+    compact = holds < NOTHING
+    if holds == NOTHING:  # the whole row, inner window included
+        count = tl.cast(vocab, tl.int32)
+        known_count = known_count * 0
+        known_mass = known_mass * 0.0
+        inner_end = top
+    highest = ordered(tl.minimum(inner_end, top))
+    return find_kept(
+        row, listed + begin, held + begin, count, compact, vocab, k, p, cut, highest, known_count, known_mass,
+        mass, top, scale, Q,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -290,42 +261,56 @@ def above_min_p(values, top, scale, m):
     return tl.exp(values.to(tl.float64) / scale - top.to(tl.float64) / scale) >= m
 
 
+@triton.jit
+def fold(scores, index, best, token):
+    """Fold a tile's scores into the best so far: the largest, lowest index on ties, tiles in any order."""
+    top = largest(scores)
+    at = first_where(scores == top, index)
+    better = (top > best) | ((top == best) & (at < token))
+    return tl.where(better, top, best), tl.where(better, at, token)
+
+
 @triton.jit(
     do_not_specialize=["seed_lo", "seed_hi", "seeds_stride", "step", "t_lo", "t_hi", "n1", "draws", "k"]
 )
 def filtered(
-    logits, n1, s0, s1, vocab, blocks, draws,
+    logits, n1, s0, s1, vocab, draws,
     seed_lo, seed_hi, seeds, seeds_stride, rows, positions, step, steps,
     t_lo, t_hi, temperatures, k, ks, p_lo, p_hi, ps, m_lo, m_hi, ms,
-    sums, listed, tokens, stats, status,
-    LIST: tl.constexpr, Q: tl.constexpr,
+    levels, sizes, listed, held, tokens, stats,
+    LIST: tl.constexpr, Q: tl.constexpr, RACE: tl.constexpr,
 ):  # fmt: skip
-    """One program per draw: the kept set, the token race on it, and its by-products."""
+    """One program per draw: the kept set by tiles of 4 Q, the token race on it by tiles of 4 RACE, and its
+    by-products.
+    """
     draw = tl.program_id(0).to(tl.int64)
     scale, greedy = scale_of(per_draw(draw, t_lo, t_hi, temperatures))
     row = row_of(logits, draw, n1, s0, s1)
-    own = listed + draw * LIST
+    own, own_held = listed + draw * LIST, held + draw * LIST
     k0, k1, position, number, row_id = stream_words(
         draw, n1, seed_lo, seed_hi, seeds, seeds_stride, rows, positions, step, steps
     )
-    most, p, m = law_of(draw, greedy, k, ks, p_lo, p_hi, ps, m_lo, m_hi, ms)
-    top, mass = row_total(sums + draw * blocks, draws.to(tl.int64) * blocks, blocks, scale, 64)
-    broken = (mass != mass) | (top == float("inf"))
-    code = tl.where(top == float("inf"), 2, tl.where(mass != mass, 1, tl.where(top == float("-inf"), 3, 0)))
-    report(status, draw, code)
+    most, p, m = law_of(draw, vocab, greedy, k, ks, p_lo, p_hi, ps, m_lo, m_hi, ms)
+    holds = tl.load(sizes + draw)
     token = tl.zeros((), tl.int64)
-    if (broken == 0) & (top > float("-inf")):
-        peak = peak_of(top, logits.dtype.element_ty)
-        threshold, last, cut, count, compact = find_kept(
-            row, own, vocab, most, p, m, peak, scale, mass, LIST, Q
+    if holds <= NOTHING:
+        kind: tl.constexpr = held.dtype.element_ty
+        threshold, last = search(
+            row, own, own_held, levels, sizes, draws, draw, vocab, most, p, scale, kind, Q
         )
+        top = tl.load(levels + draw)
+        peak = top.to(kind)
+        cut = tl.load(levels + 2 * draws + draw).to(kind)
+        compact = holds == WHOLE
+        count = tl.where(compact, tl.load(sizes + draws + draw), vocab).to(tl.int32)
         best = tl.full((), float("-inf"), tl.float64)
         kept_mass = tl.zeros((), tl.float64)
         moment = tl.zeros((), tl.float64)
         second = tl.full((), float("-inf"), tl.float64)
         tops = tl.zeros((), tl.int32)
-        for first in range(0, count, 4 * Q):
-            values, index = source_tile(row, own, first, count, compact, cut, Q)
+        for first in range(0, count, 4 * RACE):
+            values, index = source_tile(row, own, own_held, first, count, compact, cut, RACE)
+            index = index.to(tl.int64)
             kept = within(values, index, threshold, last)
             if m > 0.0:
                 kept = kept & above_min_p(values, peak, scale, m)
@@ -333,11 +318,10 @@ def filtered(
             if compact:
                 hi = single_words(index, TOKEN, 0, k0, k1, position, number, row_id)
             else:
-                hi = element_words(first // 4, Q, TOKEN, 0, k0, k1, position, number, row_id)
+                hi = element_words(first // 4, RACE, TOKEN, 0, k0, k1, position, number, row_id)
             if largest(reaches(values, best, scale, greedy, hi).to(tl.int32)) > 0:
                 lo = single_words(index, TOKEN, 1, k0, k1, position, number, row_id)
-                scores = exact_scores(values, scale, greedy, hi, lo)
-                best, token = winner_of(scores, index, best, token)
+                best, token = fold(exact_scores(values, scale, greedy, hi, lo), index, best, token)
             if stats is not None:
                 exponent, e = powers(values, peak, scale)
                 kept_mass += total(e).to(tl.float64)
@@ -353,9 +337,8 @@ def filtered(
     tl.store(tokens + draw, token)
 
 
-def width() -> int:
-    """Quarter of the tokens of a tile."""
-    return 2048 if interpreted() else 512
+# Quarter of the border tokens that a program's registers hold, of the tokens it races at a time, its warps
+SEARCH, RACE, WARPS = 1024, 512, 16
 
 
 def filtered_rows(
@@ -370,7 +353,6 @@ def filtered_rows(
     """Draw from the kept sets of whole rows; `law` is top_k, top_ks, the halves of top_p, top_ps, and so
     for min_p.
     """
-    listed = batch.new(batch.draws, LIST, dtype=torch.int32)
-    shape = (*batch.where, triton.cdiv(batch.vocab, BLOCK), batch.draws)
-    arguments = (*shape, *streams, *batch.heat, *law, sums, listed, tokens, stats, status)
-    launch(filtered, (batch.draws,), *arguments, LIST=LIST, Q=width(), num_warps=8)
+    narrow = narrowed(batch, law, sums, status)
+    arguments = (*batch.where, batch.draws, *streams, *batch.heat, *law, *narrow, tokens, stats)
+    launch(filtered, (batch.draws,), *arguments, LIST=LIST, Q=SEARCH, RACE=RACE, num_warps=WARPS)

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from driftmax.kernels.filters import middle, ordered
 from driftmax.kernels.launch import halves, launch
+from driftmax.kernels.narrow import middle, ordered
 from driftmax.kernels.race import per_draw
 from torch import Tensor
 

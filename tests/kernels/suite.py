@@ -225,6 +225,51 @@ def test_filter_wider_than_the_list(device: torch.device) -> None:
     same(categorical, logits, top_k=18_000, rng=3, return_stats=True)
 
 
+def test_filters_by_what_their_list_holds(device: torch.device) -> None:
+    """A long row for each way: border of many tiles, border alone, more than the list, k above the blocks."""
+    logits = logits_of(6, 20_000, device)
+    logits[0] = logits[0].clamp(min=-40) / 8  # flat: top-p keeps most of the row
+    logits[1] = -5.0
+    logits[1, 3:16_387] = 0.0  # as many ties as the list holds
+    logits[2] = -5.0
+    logits[2, 3:16_388] = 0.0  # one more
+    logits[3] = logits[3].round()  # ties at the cut in most blocks
+    logits[4, 30:] = -torch.inf  # fewer tokens than k
+    law: dict[str, Any] = {
+        "top_k": [20_000, 9000, 9000, 900, 50, 3000],
+        "top_p": [0.9, 1.0, 1.0, 1.0, 1.0, 0.99],
+    }
+    same(categorical, logits, rng=streams_of(6, device), return_stats=True, **law)
+
+
+def test_rows_of_a_batch_have_filters_of_their_own(device: torch.device) -> None:
+    logits = logits_of(6, 5000, device)
+    law: dict[str, torch.Tensor] = {
+        "temperature": torch.tensor([1.0, 0.0, 0.2, 5.0, 1.0, 1.0], dtype=torch.float64, device=device),
+        "top_k": torch.tensor([5000, 5, 9999, 60, 4, 5000], device=device),
+        "top_p": torch.tensor([1.0, 0.5, 0.9, 0.8, 1.0, 0.999], dtype=torch.float64, device=device),
+        "min_p": torch.tensor([0.0, 0.1, 0.0, 0.0, 0.3, 0.01], dtype=torch.float64, device=device),
+    }
+    rng = streams_of(6, device)
+    whole, stats = same(categorical, logits, rng=rng, return_stats=True, **law)
+    for row in (2, 5):  # the same bits alone
+        own = {name: values[row : row + 1] for name, values in law.items()}
+        token, alone = categorical(
+            logits[row : row + 1], rng=rng[row : row + 1], return_stats=True, backend="triton", **own
+        )
+        assert torch.equal(token, whole[row : row + 1])
+        assert all(torch.equal(a, b[row : row + 1]) for a, b in zip(alone, stats, strict=True))
+
+
+@pytest.mark.parametrize("k", [16, 100])
+def test_gumbel_topk_of_long_rows(k: int, device: torch.device) -> None:
+    """k below and above the number of groups whose bounds screen a row; ties at temperature 0."""
+    temperature = torch.tensor([1.0, 0.0, 3.0], dtype=torch.float64, device=device)
+    logits = logits_of(3, 6000, device)
+    logits[1] = logits[1].round().clamp(max=2)
+    same(gumbel_topk, logits, k, temperature=temperature, rng=streams_of(3, device), return_scores=True)
+
+
 @pytest.mark.parametrize("k", [1, 40, 300])
 def test_gumbel_topk_is_bitwise(k: int, device: torch.device) -> None:
     temperature = torch.tensor([0.0, 0.7], dtype=torch.float64, device=device)
