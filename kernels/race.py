@@ -35,7 +35,8 @@ def per_draw(draw, lo, hi, values):
 def scale_of(temperature):
     """(temperature or 1 where it is 0, whether it is 0)."""
     greedy = temperature == 0.0
-    return tl.where(greedy, 1.0, temperature), greedy
+    # A sum, as Triton 3.2 breaks a choice by the condition of a later branch.
+    return temperature + greedy.to(tl.float64), greedy
 
 
 @triton.jit
@@ -185,10 +186,10 @@ def race_tile(
     code = 0
     if greedy:
         code = status_of(values)
-        score = top.to(tl.float64) / scale
-        if score > best:
-            best_index = first_where(values == top, index)
-            best = score
+        score = top.to(tl.float64)  # the scale is 1
+        highest = first_where(values == top, index)
+        best_index = tl.where(score > best, highest, best_index)
+        best = tl.where(score > best, score, best)
     else:
         hi = element_words(first // 4, Q, purpose, 0, k0, k1, position, step, row_id)
         open_ = contenders(values, top, best, scale, hi)

@@ -38,7 +38,7 @@ def test_examples_run_in_order(
     path = ROOT / page
     blocks = python_blocks(path.read_text(encoding="utf-8"))
     assert len(blocks) >= least
-    namespace: dict[str, Any] = {"__name__": "page"}
+    namespace: dict[str, Any] = {"__name__": "__main__"}  # a module that can be imported, as torch 2.6 does
     for line, code in blocks:
         # Empty lines in front give tracebacks the page's line numbers. The name is no file's: torch 2.6's
         # compiler would read that file as Python.

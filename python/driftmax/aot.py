@@ -8,6 +8,7 @@ hsaco by LLVM).
 from __future__ import annotations
 
 import importlib
+import inspect
 import multiprocessing
 import os
 import re
@@ -17,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -195,14 +196,41 @@ def _reason(failure: BaseException) -> str:
     return (str(failure).strip().splitlines() or [""])[-1] or type(failure).__name__
 
 
-def _compile(target: str, what: _Specialisation) -> CompiledKernel:
-    import triton
+def _source(what: _Specialisation) -> Any:
+    """What Triton compiles."""
     from triton.compiler import ASTSource
 
-    attributes = {(index,): [["tt.divisibility", 16]] for index in what.aligned}
-    source = ASTSource(
-        fn=what.kernel, signature=dict(what.signature), constexprs=dict(what.constants), attrs=attributes
+    signature, constants = dict(what.signature), dict(what.constants)
+    if "constexprs" in inspect.signature(ASTSource).parameters:
+        attributes = {(index,): [["tt.divisibility", 16]] for index in what.aligned}
+        return ASTSource(fn=what.kernel, signature=signature, constexprs=constants, attrs=attributes)
+    from triton.backends.compiler import AttrsDescriptor  # Triton 3.2
+
+    return ASTSource(
+        fn=what.kernel,
+        signature={name: kind for name, kind in signature.items() if kind != "constexpr"},
+        constants=constants,
+        attrs=AttrsDescriptor.from_hints(dict.fromkeys(what.aligned, 16)),
     )
+
+
+def _for_vendor(target: str, what: _Specialisation) -> _Specialisation:
+    """The specialisation that launchers choose on the target, from the one recorded, which is NVIDIA's."""
+    if not target.startswith("gfx"):
+        return what
+    constants, options = dict(what.constants), dict(what.options)
+    if "NVIDIA" in constants:  # its intrinsics
+        constants["NVIDIA"] = False
+    if "num_stages" in options:  # 64 KB of shared memory
+        options["num_stages"] = min(options["num_stages"], 2)
+    return replace(what, constants=tuple(constants.items()), options=tuple(sorted(options.items())))
+
+
+def _compile(target: str, what: _Specialisation) -> CompiledKernel:
+    import triton
+
+    what = _for_vendor(target, what)
+    source = _source(what)
     begin, error, compiled = time.perf_counter(), "", None
     try:
         compiled = triton.compile(source, target=_target(target), options=dict(what.options))
