@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Everything there is to see on a GPU machine, in one command and well under ten minutes: bench/gpu.sh [RESULTS].
 # Nothing is taken from the network. First, side by side: the kernel suite, the checks, a run of every timed call
-# (both compile the kernels), and the build of the compiled core. Then, alone, the timings. Where the core does
-# not build, the reference and the kernels run without it. DRIFTMAX_GPU_ARGS="--device cpu" with
+# (both compile the kernels), and the build of the compiled core. Then, alone, the timings, and the core on this
+# machine's CPU. Where the core does not build, the reference and the kernels run without it. DRIFTMAX_GPU_ARGS="--device cpu" with
 # TRITON_INTERPRET=1 is a dry run.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -42,11 +42,17 @@ build() {
         --config-settings=build-dir="$work/build" .
 }
 
-# The kernels again, and what the compiled core says on this machine's CPU.
-core() {
-    PYTHONPATH="$work/site" "$python" -m driftmax doctor
-    PYTHONPATH="$work/site" "$python" -m pytest -q -p no:cacheprovider tests/test_invariance.py tests/test_threads.py
-}
+# What the compiled core does on this machine's CPU, which may have instructions that others lack.
+core() (
+    set -e
+    export PYTHONPATH="$work/site"
+    "$python" -m driftmax doctor
+    "$python" -m pytest -q -p no:cacheprovider tests/test_invariance.py tests/test_threads.py
+    local threads
+    for threads in 2 8; do
+        "$python" -m driftmax bench --quick --case categorical fill --threads "$threads" --csv "$out/cpu_$threads.csv"
+    done
+)
 
 main() {
     if command -v nvidia-smi >/dev/null; then
