@@ -2,13 +2,15 @@
 a race.
 
 Logits never reach memory. A tile of 128 tokens leaves, per row, its sums and the two tokens that lead its
-race in float32; ``head_finish`` races the blocks of 1024 and then the winner's candidates, exactly. Tile
-shapes and the order of the sums over D are fixed, so a draw does not depend on the batch it is in.
+race in float32; ``head_finish`` races the blocks of 1024 and then the winner's candidates, exactly. A tile
+has as many draws as the batch fills, but the order of every sum is fixed, so a draw does not depend on the
+batch it is in.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -30,70 +32,213 @@ from driftmax.kernels.race import (
     report,
     scale_of,
     store_stats,
-    tile_index,
     total,
     winner_of,
 )
 from torch import Tensor
+from triton.language.extra.cuda import libdevice
 
-TILE_M, TILE_N = 64, 128
-SUBS = tl.constexpr(8)  # tiles of a block of the block race
+TILE = 128  # tokens of a tile
+SUBS = tl.constexpr(BLOCK // TILE)  # tiles of a block of the block race
 _ROWS = 512  # rows at a time: bounds the scratch
 _LOGITS = 1 << 25  # logits stored at a time where filters need whole rows
+
+THIRD = tl.constexpr(1.4426950408889634 / 3)
+HALF = tl.constexpr(1.4426950408889634 / 2)
+NEVER = tl.constexpr(0x7FFFFFFF)  # above every clock
+STEP = tl.constexpr(2.0**-32 * (1 - 2.0**-24))  # so that no word becomes 1 in float32
+
+
+@triton.jit
+def token_order(N: tl.constexpr, SWAP: tl.constexpr):
+    """Which token of a tile lies in each of its N columns.
+
+    The order is that of the registers of NVIDIA's matrix instructions: four tokens that share a Philox call
+    lie in one thread. Elsewhere it costs nothing.
+    """
+    column = tl.arange(0, N)
+    if SWAP:  # bits r w w h g g g -> g g g w w r h
+        token = ((column & 7) << 4) | ((column & 0x30) >> 2) | ((column & 0x40) >> 5) | ((column & 8) >> 3)
+    else:  # bits j j j i q q b -> j j j q q i b
+        token = (column & 0x71) | ((column & 6) << 1) | ((column & 8) >> 2)
+    return token
+
+
+@triton.jit
+def in_order(w0, w1, w2, w3, D: tl.constexpr, N: tl.constexpr, SWAP: tl.constexpr):
+    """Four tiles [D, N / 4], the tokens 0, 1, 2, 3 (mod 4), as one [D, N] in the order of `token_order`."""
+    words = tl.join(tl.join(w0, w2), tl.join(w1, w3))
+    if SWAP:
+        words = tl.permute(tl.reshape(words, (D, 8, N // 32, 2, 2)), (0, 3, 2, 4, 1))
+    else:
+        words = tl.permute(tl.reshape(words, (D, N // 16, 4, 2, 2)), (0, 1, 3, 2, 4))
+    return tl.reshape(words, (D, N))
+
+
+@triton.jit
+def row_sums(values, D: tl.constexpr, N: tl.constexpr, SWAP: tl.constexpr):
+    """Sums of each row, by pairs in the order of the tokens: a reduction's own order would depend on the
+    tile's layout.
+    """
+    if SWAP:
+        values = tl.sum(tl.sum(tl.reshape(values, (D, 2, N // 32, 2, 8)), axis=3), axis=1)
+        values = tl.permute(values, (0, 2, 1))
+    else:
+        values = tl.sum(tl.sum(tl.reshape(values, (D, N // 16, 2, 4, 2)), axis=4), axis=2)
+    values = tl.reshape(values, (D, N // 4))
+    for level in tl.static_range(3, 8):
+        values = tl.sum(tl.reshape(values, (D, 2, N >> level)), axis=1)
+    return tl.reshape(values, (D,))
 
 
 @triton.jit
 def project(
-    hidden, weight, bias, rows, columns, draws, vocab, depth, h0, h1, w0, w1,
-    M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, WIDEN: tl.constexpr,
+    hidden, weight, bias, draw, first, vocab, depth, h0, h1, w0, w1,
+    D: tl.constexpr, N: tl.constexpr, K: tl.constexpr, SWAP: tl.constexpr, EVEN: tl.constexpr,
+    WIDEN: tl.constexpr,
 ):  # fmt: skip
-    """Logits [M, N] in float32 of the given rows and columns (int64), -inf behind the vocabulary's end."""
-    hidden_rows = hidden + (tl.minimum(rows, draws - 1) * h0)[:, None]
-    weight_rows = weight + (tl.minimum(columns, vocab - 1) * w0)[None, :]
-    sums = tl.zeros((M, N), tl.float32)
+    """Logits [D, N] in float32 of the draws `draw` and the N tokens from `first` on, in the order of
+    `token_order`; -inf behind the vocabulary's end.
+
+    With SWAP the vocabulary lies on the axis where matrix instructions have their fixed 64 rows, so that few
+    draws make a small tile. Whatever the tile, a logit is summed up over `depth` in the same order: its
+    accumulator goes through the instructions one after another, and their depth depends on the dtype alone.
+    """
+    inner = tl.arange(0, K)
+    token = tl.minimum(first + token_order(N, SWAP), vocab - 1)
+    if SWAP:
+        left, right = weight + (token * w0)[:, None], hidden + (draw * h0)[None, :]
+        left += (inner * w1)[None, :]
+        right += (inner * h1)[:, None]
+        sums = tl.zeros((N, D), tl.float32)
+        left_step, right_step = K * w1, K * h1
+    else:
+        left, right = hidden + (draw * h0)[:, None], weight + (token * w0)[None, :]
+        left += (inner * h1)[None, :]
+        right += (inner * w1)[:, None]
+        sums = tl.zeros((D, N), tl.float32)
+        left_step, right_step = K * h1, K * w1
     for start in range(0, depth, K):
-        inner = start + tl.arange(0, K).to(tl.int64)
-        a = tl.load(hidden_rows + (inner * h1)[None, :], mask=(inner < depth)[None, :], other=0.0)
-        b = tl.load(weight_rows + (inner * w1)[:, None], mask=(inner < depth)[:, None], other=0.0)
+        if EVEN:
+            a = tl.load(left)
+            b = tl.load(right)
+        else:
+            a = tl.load(left, mask=(inner < depth - start)[None, :], other=0.0)
+            b = tl.load(right, mask=(inner < depth - start)[:, None], other=0.0)
         if WIDEN:  # the interpreter has no bfloat16 arithmetic
             a = a.to(tl.float32)
             b = b.to(tl.float32)
         sums = tl.dot(a, b, sums, input_precision="ieee")
+        left += left_step
+        right += right_step
+    if SWAP:
+        sums = tl.trans(sums)
     if bias is not None:
-        sums += tl.load(bias + tl.minimum(columns, vocab - 1)).to(tl.float32)[None, :]
-    return tl.where((columns < vocab)[None, :], sums, float("-inf"))
+        sums += tl.load(bias + token).to(tl.float32)[None, :]
+    if not EVEN:
+        sums = tl.where((first + token_order(N, SWAP) < vocab)[None, :], sums, float("-inf"))
+    return sums
 
 
 @triton.jit
-def row_best(values, columns):
-    """Largest value of each row and its lowest column."""
-    best = tl.max(values, axis=1)
-    at = tl.min(tl.where(values == best[:, None], columns[None, :], FAR), axis=1)
-    return best, at
-
-
-@triton.jit
-def at_column(values, columns, at):
-    """The value of each row at column `at`; 0 where there is no such column."""
-    return tl.sum(tl.where(columns[None, :] == at[:, None], values, 0.0), axis=1)
-
-
-@triton.jit
-def near_gumbels(
-    first, k0, k1, position, step, row_id, purpose: tl.constexpr, M: tl.constexpr, N: tl.constexpr
-):
-    """Float32 Gumbels [M, N] of the tokens from `first` on, within 2**-11 of the exact ones.
+def near_exponentials(
+    first, logits, k0, k1, position, step, row_id, purpose: tl.constexpr,
+    D: tl.constexpr, N: tl.constexpr, SWAP: tl.constexpr, NVIDIA: tl.constexpr,
+):  # fmt: skip
+    """Float32 exponentials [D, N] of the tokens from `first` on, in units of log 2, within 2**-12 of the
+    exact ones (those above 9, one in 8000, within 2**-24 e**E / E).
 
     High words are enough where they are not small; the low ones are made if any is.
     """
     block = (first // 4 + tl.arange(0, N // 4).to(tl.int64))[None, :]
     w0, w1, w2, w3 = block_words(block, purpose, 0, k0, k1, position, step, row_id)
-    hi = tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), (M, N))
-    lo = hi * 0 + 0x80000000
-    if tl.min(tl.min((hi >> 12).to(tl.int32), axis=1), axis=0) == 0:
+    hi = in_order(w0, w1, w2, w3, D, N, SWAP).to(tl.float32)
+    u = tl.fma(hi, STEP, 2.0**-33)
+    # The logits change nothing here. They are named for their layout, so that the words are made in it.
+    least = tl.maximum(u, tl.minimum(logits, 0.0))
+    if tl.min(tl.min(least, axis=1), axis=0) < 2.0**-20:
         v0, v1, v2, v3 = block_words(block, purpose, 1, k0, k1, position, step, row_id)
-        lo = tl.reshape(tl.join(tl.join(v0, v2), tl.join(v1, v3)), (M, N))
-    return noise.gumbel(hi, lo, False)
+        lo = in_order(v0, v1, v2, v3, D, N, SWAP).to(tl.float32)
+        u = tl.fma(hi, STEP, tl.fma(lo, 2.0**-64, 2.0**-65))
+    series = u * tl.fma(u, tl.fma(u, THIRD, HALF), LOG2E)
+    # NVIDIA's is one instruction, good to 2**-22 absolutely, where log2 is a polynomial.
+    logarithm = libdevice.fast_log2f(1.0 - u) if NVIDIA else tl.log2(1.0 - u)
+    return tl.where(u < 0.015625, series, logarithm * -1.0)
+
+
+@triton.jit
+def all_exponentials(
+    first, logits, k0, k1, position, step, row_id, purpose: tl.constexpr,
+    D: tl.constexpr, N: tl.constexpr, SWAP: tl.constexpr, NVIDIA: tl.constexpr,
+):  # fmt: skip
+    """`near_exponentials` of a tile; of a large one in two halves, since all its words at once do not fit the
+    registers.
+    """
+    if SWAP:
+        waits = near_exponentials(first, logits, k0, k1, position, step, row_id, purpose, D, N, SWAP, NVIDIA)
+    else:
+        H: tl.constexpr = N // 2
+        left, right = tl.split(tl.permute(tl.reshape(logits, (D, 2, H)), (0, 2, 1)))
+        early = near_exponentials(first, left, k0, k1, position, step, row_id, purpose, D, H, SWAP, NVIDIA)
+        late = near_exponentials(
+            first + H, right, k0, k1, position, step, row_id, purpose, D, H, SWAP, NVIDIA
+        )
+        waits = tl.reshape(tl.permute(tl.join(early, late), (0, 2, 1)), (D, N))
+    return waits
+
+
+@triton.jit
+def race_tile(
+    logits, draw, local, first, tile, count, tiles, n1,
+    seed_lo, seed_hi, seeds, seeds_stride, rows, positions, step, steps,
+    t_lo, t_hi, temperatures, numbers, leaders,
+    D: tl.constexpr, N: tl.constexpr, SWAP: tl.constexpr, NVIDIA: tl.constexpr, STATS: tl.constexpr,
+):  # fmt: skip
+    """What `head_tiles` leaves of one tile of logits [D, N]. Its token race is a race of clocks E / e**y, and
+    their float32 bits, the token's number in the low ones, are compared as integers.
+    """
+    k0, k1, position, number, row_id = stream_words(
+        draw, n1, seed_lo, seed_hi, seeds, seeds_stride, rows, positions, step, steps
+    )
+    scale, greedy = scale_of(per_draw(draw, t_lo, t_hi, temperatures))
+    factor = tl.maximum(tl.minimum(LOG2E / scale, 1.0e30), 1.0e-30).to(tl.float32)
+    any_greedy = greedy
+    if temperatures is not None:
+        any_greedy = tl.max(greedy.to(tl.int32), axis=0) > 0
+        factor = factor[:, None]
+    if seeds is not None:
+        k0, k1 = k0[:, None], k1[:, None]
+    waits = all_exponentials(
+        first, logits, k0, k1, position[:, None], number, row_id[:, None], TOKEN, D, N, SWAP, NVIDIA
+    )
+    token = token_order(N, SWAP)[None, :]
+    top = tl.max(logits, axis=1)
+    exponent = (logits - tl.where(top == float("-inf"), 0.0, top)[:, None]) * factor
+    exponent = tl.maximum(exponent, -1100.0, propagate_nan=tl.PropagateNan.ALL)
+    mass = tl.exp2(exponent)
+    key = ((waits * tl.exp2(exponent * -1.0)).to(tl.int32, bitcast=True) & -N) | token
+    leader = tl.min(key, axis=1)
+    if any_greedy:
+        foremost = tl.min(tl.where(logits == top[:, None], token, N - 1), axis=1)
+        exact = tl.min(tl.where(token == foremost[:, None], key, NEVER), axis=1)
+        leader = tl.where(greedy, exact, leader)
+    chaser = tl.min(tl.where(key == leader[:, None], NEVER, key), axis=1)
+    first_logit = tl.max(tl.where(key == leader[:, None], logits, float("-inf")), axis=1)
+    second_logit = tl.max(tl.where(key == chaser[:, None], logits, float("-inf")), axis=1)
+    plane = tl.cast(count, tl.int64) * tiles
+    place = local * tiles + tile
+    inside = local < count
+    tl.store(numbers + place, top, mask=inside)
+    tl.store(numbers + place + plane, row_sums(mass, D, N, SWAP), mask=inside)
+    tl.store(numbers + place + 2 * plane, first_logit, mask=inside)
+    tl.store(numbers + place + 3 * plane, second_logit, mask=inside)
+    tl.store(leaders + place, (first + (leader & (N - 1))).to(tl.int32), mask=inside)
+    tl.store(leaders + place + plane, (first + (chaser & (N - 1))).to(tl.int32), mask=inside)
+    if STATS:
+        at = tl.min(tl.where(logits == top[:, None], token, N - 1), axis=1)
+        second = tl.max(tl.where(token == at[:, None], float("-inf"), logits), axis=1)
+        tl.store(numbers + place + 4 * plane, row_sums(exponent * mass, D, N, SWAP), mask=inside)
+        tl.store(numbers + place + 5 * plane, second, mask=inside)
 
 
 @triton.jit(
@@ -114,110 +259,104 @@ def head_tiles(
     hidden, weight, bias, draws, vocab, depth, h0, h1, w0, w1, begin, count, tiles, n1,
     seed_lo, seed_hi, seeds, seeds_stride, rows, positions, step, steps,
     t_lo, t_hi, temperatures, numbers, leaders,
-    M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, WIDEN: tl.constexpr,
+    D: tl.constexpr, N: tl.constexpr, K: tl.constexpr, SWAP: tl.constexpr, EVEN: tl.constexpr,
+    WIDEN: tl.constexpr, NVIDIA: tl.constexpr, STATS: tl.constexpr,
 ):  # fmt: skip
-    """One tile of the product; `numbers` [6, count, tiles] and `leaders` [2, count, tiles] for
-    `head_finish`.
+    """One tile of the product; `numbers` [6 or, without stats, 4, count, tiles] and `leaders` [2, count,
+    tiles] for `head_finish`.
 
-    numbers: maximum, sum of e = exp(y - y_max), sum of log2(e) e, runner-up, and the logits of the two
-    leaders.
+    numbers: maximum, sum of e = exp(y - y_max), logits of the two leaders, sum of log2(e) e, runner-up.
     """
     program = tl.program_id(0)
-    bands = tl.cdiv(count, M)  # neighbours share the tile of the weight
+    bands = tl.cdiv(count, D)  # neighbours share the tile of the weight
     tile = program // bands
-    local = (program - tile * bands).to(tl.int64) * M + tl.arange(0, M)
-    draw = begin + tl.minimum(local, count - 1)
+    base = (program - tile * bands).to(tl.int64) * D
     first = tile.to(tl.int64) * N
-    columns = first + tl.arange(0, N)
-    logits = project(hidden, weight, bias, draw, columns, draws, vocab, depth, h0, h1, w0, w1, M, N, K, WIDEN)
-    k0, k1, position, number, row_id = stream_words(
-        draw, n1, seed_lo, seed_hi, seeds, seeds_stride, rows, positions, step, steps
+    draw = begin + tl.minimum(base + tl.arange(0, D), count - 1)
+    logits = project(
+        hidden, weight, bias, draw, first, vocab, depth, h0, h1, w0, w1, D, N, K, SWAP, EVEN, WIDEN
     )
-    scale, greedy = scale_of(per_draw(draw, t_lo, t_hi, temperatures) + draw.to(tl.float64) * 0.0)
-    none = (draw * 0).to(tl.uint32)
-    gumbels = near_gumbels(
-        first, (none + k0)[:, None], (none + k1)[:, None], (none + position)[:, None],
-        (none + number)[:, None], (none + row_id)[:, None], TOKEN, M, N,
-    )  # fmt: skip
-    top, at = row_best(logits, columns)
-    second = tl.max(tl.where(columns[None, :] == at[:, None], float("-inf"), logits), axis=1)
-    gap = logits - tl.where(top == float("-inf"), 0.0, top)[:, None]
-    gap = tl.maximum(gap, -3.0e38, propagate_nan=tl.PropagateNan.ALL)
-    factor = tl.minimum(LOG2E / scale, 1.0e30)
-    high = factor.to(tl.float32)
-    low = (factor - high.to(tl.float64)).to(tl.float32)
-    exponent = tl.fma(gap, high[:, None], gap * low[:, None])
-    exponent = tl.maximum(exponent, -1100.0, propagate_nan=tl.PropagateNan.ALL)
-    mass = tl.exp2(exponent)
-    score = exponent * 0.6931471805599453 + gumbels
-    score = tl.where(greedy[:, None], gap, score)
-    score = tl.where(logits == float("-inf"), float("-inf"), score)
-    _, leader = row_best(score, columns)
-    _, chaser = row_best(tl.where(columns[None, :] == leader[:, None], float("-inf"), score), columns)
-    leader = tl.minimum(leader, vocab - 1)
-    chaser = tl.minimum(chaser, vocab - 1)
-    plane = tl.cast(count, tl.int64) * tiles
-    sink = numbers + local * tiles + tile
-    inside = local < count
-    tl.store(sink, top, mask=inside)
-    tl.store(sink + plane, tl.sum(mass, axis=1), mask=inside)
-    tl.store(sink + 2 * plane, tl.sum(exponent * mass, axis=1), mask=inside)
-    tl.store(sink + 3 * plane, second, mask=inside)
-    tl.store(sink + 4 * plane, at_column(logits, columns, leader), mask=inside)
-    tl.store(sink + 5 * plane, at_column(logits, columns, chaser), mask=inside)
-    tl.store(leaders + local * tiles + tile, leader.to(tl.int32), mask=inside)
-    tl.store(leaders + plane + local * tiles + tile, chaser.to(tl.int32), mask=inside)
+    # At most 128 draws at a time: the race of more does not fit the registers.
+    P: tl.constexpr = min(D, 128)
+    if D > P:
+        upper, lower = tl.split(tl.permute(tl.reshape(logits, (2, P, N)), (1, 2, 0)))
+    else:
+        upper = logits
+    for part in tl.static_range(0, D // P):
+        local = base + part * P + tl.arange(0, P)
+        race_tile(
+            upper if part == 0 else lower,
+            begin + tl.minimum(local, count - 1), local, first, tile, count, tiles, n1,
+            seed_lo, seed_hi, seeds, seeds_stride, rows, positions, step, steps,
+            t_lo, t_hi, temperatures, numbers, leaders, P, N, SWAP, NVIDIA, STATS,
+        )  # fmt: skip
 
 
 @triton.jit
-def head_maximum(own, plane, tiles, Q: tl.constexpr):
-    """(largest logit, first tile that has it, runner-up) of a row, float64."""
+def chunk(first, B: tl.constexpr):
+    """Numbers of B blocks from `first` on, int64 [B], and of their tiles, [B, SUBS]."""
+    block = first + tl.arange(0, B).to(tl.int64)
+    return block, block[:, None] * SUBS + tl.arange(0, SUBS)[None, :]
+
+
+@triton.jit
+def head_maximum(own, tiles, B: tl.constexpr):
+    """(largest logit, first tile that has it) of a row, float64."""
     top = tl.full((), float("-inf"), tl.float64)
     at = tl.zeros((), tl.int64)
-    for first in range(0, tiles, 4 * Q):
-        index = tile_index(first, Q)
-        maxima = tl.load(own + index, mask=index < tiles, other=float("-inf")).to(tl.float64)
+    for first in range(0, tl.cdiv(tiles, SUBS), B):
+        _, index = chunk(first, B)
+        maxima = tl.load(own + index, mask=index < tiles, other=float("-inf"))
         most = largest(maxima)
-        better = most > top
-        at = tl.where(better, first_where(maxima == most, index), at)
-        top = tl.where(better, most, top)
-    other = tl.load(own + 3 * plane + at).to(tl.float64)
-    for first in range(0, tiles, 4 * Q):
-        index = tile_index(first, Q)
-        maxima = tl.load(own + index, mask=(index < tiles) & (index != at), other=float("-inf")).to(
-            tl.float64
-        )
+        here = first_where(maxima == most, index)
+        better = most.to(tl.float64) > top
+        at = tl.where(better, here, at)
+        top = tl.where(better, most.to(tl.float64), top)
+    return top, at
+
+
+@triton.jit
+def head_second(own, plane, tiles, at, B: tl.constexpr):
+    """The runner-up of a row whose largest logit is in tile `at`, float64."""
+    other = tl.load(own + 5 * plane + at)
+    for first in range(0, tl.cdiv(tiles, SUBS), B):
+        _, index = chunk(first, B)
+        maxima = tl.load(own + index, mask=(index < tiles) & (index != at), other=float("-inf"))
         other = tl.maximum(other, largest(maxima))
-    return top, at, other
+    return other.to(tl.float64)
 
 
 @triton.jit
 def head_sums(
-    own, plane, tiles, top, scale, k0, k1, position, step, row_id, purpose: tl.constexpr, Q: tl.constexpr
-):
+    own, plane, tiles, top, scale, k0, k1, position, step, row_id,
+    purpose: tl.constexpr, B: tl.constexpr, STATS: tl.constexpr,
+):  # fmt: skip
     """(sum of exp(y - top), of (y - top) exp(y - top), winner of the block race) of a row."""
     mass = tl.zeros((), tl.float64)
     moment = tl.zeros((), tl.float64)
     best = tl.full((), float("inf"), tl.float64)
     winner = tl.zeros((), tl.int64)
-    for first in range(0, tl.cdiv(tiles, SUBS), 4 * Q):
-        block = tile_index(first, Q)
-        index = block[:, :, None] * SUBS + tl.arange(0, SUBS)[None, None, :]
+    for first in range(0, tl.cdiv(tiles, SUBS), B):
+        block, index = chunk(first, B)
         inside = index < tiles
-        gap = (tl.load(own + index, mask=inside, other=float("-inf")).to(tl.float64) - top) / scale
+        maxima = tl.load(own + index, mask=inside, other=float("-inf"))
+        sums = tl.load(own + plane + index, mask=inside, other=0.0)
+        gap = (maxima.to(tl.float64) - top) / scale
         factor = tl.exp(gap)
-        share = tl.load(own + plane + index, mask=inside, other=0.0).to(tl.float64) * factor
-        bits = tl.load(own + 2 * plane + index, mask=inside, other=0.0).to(tl.float64)
-        weight = tl.sum(share, axis=2)
-        mass += total(weight)
-        moment += total(tl.sum(tl.where(share > 0.0, share * gap + bits * factor * LN2, 0.0), axis=2))
-        hi = element_words(first // 4, Q, purpose, 0, k0, k1, position, step, row_id)
-        lo = element_words(first // 4, Q, purpose, 1, k0, k1, position, step, row_id)
-        clock = tl.where(weight > 0.0, noise.exponential(hi, lo, True) / weight, float("inf"))
-        soonest = tl.min(tl.min(clock, axis=1), axis=0)
-        sooner = soonest < best
-        winner = tl.where(sooner, first_where(clock == soonest, block), winner)
-        best = tl.where(sooner, soonest, best)
+        share = sums.to(tl.float64) * factor
+        weight = tl.sum(share, axis=1)
+        mass += tl.sum(weight, axis=0)
+        if STATS:
+            bits = tl.load(own + 4 * plane + index, mask=inside, other=0.0).to(tl.float64)
+            moment += total(tl.where(share > 0.0, share * gap + bits * factor * LN2, 0.0))
+        hi = element_words(first // 4, B // 4, purpose, 0, k0, k1, position, step, row_id)
+        lo = element_words(first // 4, B // 4, purpose, 1, k0, k1, position, step, row_id)
+        wait = tl.reshape(noise.exponential(hi, lo, True), (B,))
+        clock = tl.where(weight > 0.0, wait / weight, float("inf"))
+        soonest = tl.min(clock, axis=0)
+        here = tl.min(tl.where(clock == soonest, block, FAR), axis=0)
+        winner = tl.where(soonest < best, here, winner)
+        best = tl.where(soonest < best, soonest, best)
     return mass, moment, winner
 
 
@@ -239,7 +378,7 @@ def head_finish(
     draws, begin, count, tiles, n1,
     seed_lo, seed_hi, seeds, seeds_stride, rows, positions, step, steps,
     t_lo, t_hi, temperatures, numbers, leaders, tokens, stats, status,
-    RACE: tl.constexpr, Q: tl.constexpr,
+    RACE: tl.constexpr, B: tl.constexpr, W: tl.constexpr, STATS: tl.constexpr,
 ):  # fmt: skip
     """One program per draw: block race (or every tile's leaders), then the exact race of the leaders."""
     local = tl.program_id(0).to(tl.int64)
@@ -250,10 +389,10 @@ def head_finish(
     )
     plane = tl.cast(count, tl.int64) * tiles
     own = numbers + local * tiles
-    top, at, second = head_maximum(own, plane, tiles, Q)
+    top, at = head_maximum(own, tiles, B)
     finite = tl.where(top == float("-inf"), 0.0, top)
     mass, moment, winner = head_sums(
-        own, plane, tiles, finite, scale, k0, k1, position, number, row_id, BLOCK_NOISE, Q
+        own, plane, tiles, finite, scale, k0, k1, position, number, row_id, BLOCK_NOISE, B, STATS
     )
     start = tl.zeros((), tl.int64)
     stop = tl.cast(tiles, tl.int64)
@@ -265,12 +404,12 @@ def head_finish(
     best = tl.full((), float("-inf"), tl.float64)
     token = tl.zeros((), tl.int64)
     chosen = finite
-    for first in range(start, stop, 4 * Q):
-        tile = first + tl.arange(0, 4 * Q)
+    for first in range(start, stop, W):
+        tile = first + tl.arange(0, W)
         inside = tile < stop
         values = tl.join(
-            tl.load(own + 4 * plane + tile, mask=inside, other=float("-inf")),
-            tl.load(own + 5 * plane + tile, mask=inside, other=float("-inf")),
+            tl.load(own + 2 * plane + tile, mask=inside, other=float("-inf")),
+            tl.load(own + 3 * plane + tile, mask=inside, other=float("-inf")),
         )
         mine = leaders + local * tiles + tile
         index = tl.join(tl.load(mine, mask=inside, other=0), tl.load(mine + plane, mask=inside, other=0)).to(
@@ -285,25 +424,30 @@ def head_finish(
     empty = tl.where(top == float("-inf"), 3, 0)
     report(status, draw, tl.where(top == float("inf"), 2, tl.where(mass != mass, 1, empty)))
     tl.store(tokens + draw, token)
-    if stats is not None:
+    if STATS:
+        second = head_second(own, plane, tiles, at, B)
         store_stats(stats, draws, draw, chosen, top, second, scale, mass, moment)
 
 
 @triton.jit(do_not_specialize=["draws", "begin", "count"])
 def head_logits(
     hidden, weight, bias, draws, vocab, depth, h0, h1, w0, w1, begin, count, logits,
-    M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, WIDEN: tl.constexpr,
+    D: tl.constexpr, N: tl.constexpr, K: tl.constexpr, SWAP: tl.constexpr, EVEN: tl.constexpr,
+    WIDEN: tl.constexpr,
 ):  # fmt: skip
     """Store the float32 logits of rows begin .. begin + count, tile by tile as `head_tiles` makes them."""
     program = tl.program_id(0)
-    bands = tl.cdiv(count, M)
+    bands = tl.cdiv(count, D)
     tile = program // bands
-    local = (program - tile * bands).to(tl.int64) * M + tl.arange(0, M)
-    columns = tile.to(tl.int64) * N + tl.arange(0, N)
+    local = (program - tile * bands).to(tl.int64) * D + tl.arange(0, D)
+    first = tile.to(tl.int64) * N
     draw = begin + tl.minimum(local, count - 1)
-    values = project(hidden, weight, bias, draw, columns, draws, vocab, depth, h0, h1, w0, w1, M, N, K, WIDEN)
-    where = logits + local[:, None] * vocab + columns[None, :]
-    tl.store(where, values, mask=(local < count)[:, None] & (columns < vocab)[None, :])
+    values = project(
+        hidden, weight, bias, draw, first, vocab, depth, h0, h1, w0, w1, D, N, K, SWAP, EVEN, WIDEN
+    )
+    token = first + token_order(N, SWAP)
+    where = logits + (local * vocab)[:, None] + token[None, :]
+    tl.store(where, values, mask=(local < count)[:, None] & (token < vocab)[None, :])
 
 
 def _shape(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Any, ...]:
@@ -312,11 +456,39 @@ def _shape(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Any, ..
     return (hidden, weight, bias, *sizes, *hidden.stride(), *weight.stride())
 
 
-def _tile(hidden: Tensor) -> dict[str, Any]:
-    """Sizes of a tile: they depend on the dtype alone, and fit the 64 KB of shared memory of the smallest
-    target.
-    """
-    return {"M": TILE_M, "N": TILE_N, "K": 256 // hidden.element_size() // 2, "WIDEN": interpreted()}
+@lru_cache
+def _shared_memory(device: torch.device) -> int:
+    """Bytes that a program may have; without a GPU, where launches are only recorded, those of an H100."""
+    if device.type != "cuda":
+        return 232448
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return int(triton.runtime.driver.active.utils.get_device_properties(index)["max_shared_mem"])
+
+
+#: Draws of a tile: (depth of a step for 16-bit numbers, warps, stages). No bit depends on them.
+_TILES = {16: (128, 4, 3), 32: (64, 4, 5), 64: (64, 4, 4), 128: (64, 8, 6), 256: (64, 8, 4)}
+
+
+def _tile(shape: tuple[Any, ...], count: int) -> dict[str, Any]:
+    """Constants and launch options of `count` draws' tiles."""
+    hidden, vocab, depth = shape[0], shape[4], shape[5]
+    size = hidden.element_size()
+    # AMD's matrix instructions change their depth below 32, and float32 has no matrix instruction to feed.
+    least, most = 32 if torch.version.hip else 16, 256 if size == 2 else 64
+    wide = min(max(triton.next_power_of_2(count), least), most)
+    deep, warps, stages = _TILES[wide]
+    deep = deep if size == 2 else 32
+    fit = _shared_memory(hidden.device) // ((TILE + wide) * deep * size)
+    return {
+        "N": TILE,
+        "D": wide,
+        "K": deep,
+        "SWAP": wide < 64,
+        "EVEN": depth % deep == 0 and vocab % TILE == 0,
+        "WIDEN": interpreted(),
+        "num_warps": warps if size == 2 else 8,
+        "num_stages": max(2, min(stages, fit)),
+    }
 
 
 def _fused(
@@ -330,30 +502,21 @@ def _fused(
 ) -> None:
     """The unfiltered law, no logits stored."""
     hidden, draws, vocab = shape[0], shape[3], shape[4]
-    tiles, most = triton.cdiv(vocab, TILE_N), min(draws, _ROWS)
-    numbers = torch.empty(6 * most * tiles, dtype=torch.float32, device=hidden.device)
+    tiles, most, planes = triton.cdiv(vocab, TILE), min(draws, _ROWS), 4 if stats is None else 6
+    numbers = torch.empty(planes * most * tiles, dtype=torch.float32, device=hidden.device)
     leaders = torch.empty(2 * most * tiles, dtype=torch.int32, device=hidden.device)
+    tile = _tile(shape, most)
+    race = {"NVIDIA": not (torch.version.hip or interpreted()), "STATS": stats is not None}
+    # Blocks at a time: chosen by the vocabulary alone, since the order of sums depends on it.
+    finish = {"B": min(max(triton.next_power_of_2(triton.cdiv(vocab, BLOCK)), 4), 128)}
+    finish |= {"RACE": method == 0, "W": int(SUBS) if method == 0 else 256, "STATS": stats is not None}
     for begin in range(0, draws, most):
         count = min(most, draws - begin)
         common = (n1, *streams, *heat, numbers, leaders)
-        grid = (tiles * triton.cdiv(count, TILE_M),)
-        launch(
-            head_tiles, grid, *shape, begin, count, tiles, *common, **_tile(hidden), num_warps=8, num_stages=3
-        )
+        grid = (tiles * triton.cdiv(count, tile["D"]),)
+        launch(head_tiles, grid, *shape, begin, count, tiles, *common, **tile, **race)
         ends = (tokens, stats, status_word(hidden.device))
-        launch(
-            head_finish,
-            (count,),
-            draws,
-            begin,
-            count,
-            tiles,
-            *common,
-            *ends,
-            RACE=method == 0,
-            Q=16,
-            num_warps=4,
-        )
+        launch(head_finish, (count,), draws, begin, count, tiles, *common, *ends, **finish, num_warps=4)
 
 
 def _stored(
@@ -383,10 +546,9 @@ def _stored(
             logits = logits if bias is None else logits + bias
         else:
             logits = torch.empty(count, vocab, dtype=torch.float32, device=hidden.device)
-            grid = (triton.cdiv(vocab, TILE_N) * triton.cdiv(count, TILE_M),)
-            launch(
-                head_logits, grid, *shape, begin, count, logits, **_tile(hidden), num_warps=8, num_stages=3
-            )
+            tile = _tile(shape, count)
+            grid = (triton.cdiv(vocab, TILE) * triton.cdiv(count, tile["D"]),)
+            launch(head_logits, grid, *shape, begin, count, logits, **tile)
         whole = (*heat, *law)
         some: tuple[Any, ...] = tuple(v.reshape(-1)[part] if isinstance(v, Tensor) else v for v in whole)
         own_seeds = seeds if seeds is None or seeds.numel() == 1 else seeds[row[part]]
@@ -445,9 +607,12 @@ def specialisations() -> Iterator[tuple[Any, ...]]:
     """
     one, off = (5, None, None, None, 0, None), (1.0, None, 0, None, 1.0, None, 0.0, None)
     tokens = torch.empty(2, dtype=torch.int64)
-    for dtype in (torch.float32, torch.float16, torch.bfloat16):
-        hidden, weight = torch.empty(2, 256, dtype=dtype), torch.empty(4096, 256, dtype=dtype)
-        bias = torch.empty(4096, dtype=dtype) if dtype == torch.float16 else None
+    for dtype, vocab in ((torch.float32, 4000), (torch.float16, 4000), (torch.bfloat16, 4096)):
+        hidden, weight = torch.empty(2, 256, dtype=dtype), torch.empty(vocab, 256, dtype=dtype)
+        bias = torch.empty(vocab, dtype=dtype) if dtype == torch.float16 else None
         yield (hidden, weight, bias, tokens, torch.empty(4, 2), *one, *off, 0)
     yield (hidden, weight, None, tokens, None, *one, *off, 1)
+    for draws in sorted(_TILES)[1:]:
+        hidden, tokens = torch.empty(draws, 256, dtype=dtype), torch.empty(draws, dtype=torch.int64)
+        yield (hidden, weight, None, tokens, None, *one, *off, 0)
     yield (hidden, weight, None, tokens, None, *one, 1.0, None, 50, None, 0.9, None, 0.0, None, 0)

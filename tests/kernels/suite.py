@@ -317,6 +317,16 @@ def test_fused_head(law: dict[str, Any], dtype: torch.dtype, device: torch.devic
     same(lm_head_categorical, hidden, weight, bias, rng=2, return_stats=True, **law)
 
 
+@pytest.mark.parametrize("draws", [20, 130])
+def test_fused_head_in_tiles_of_many_draws(draws: int, device: torch.device) -> None:
+    generator = torch.Generator().manual_seed(draws)
+    hidden = torch.randn(draws, 40, generator=generator).to(device, torch.bfloat16)
+    weight = (torch.randn(1300, 40, generator=generator) * 0.3).to(device, torch.bfloat16)
+    temperature = torch.linspace(0, 1.5, draws, dtype=torch.float64, device=device)
+    rng = streams_of(draws, device)
+    same(lm_head_categorical, hidden, weight, temperature=temperature, rng=rng, return_stats=True)
+
+
 def test_fused_head_does_not_depend_on_the_batch(device: torch.device) -> None:
     generator = torch.Generator().manual_seed(6)
     hidden = torch.randn(67, 40, generator=generator).to(device)
