@@ -277,7 +277,7 @@ def head_tiles(
         hidden, weight, bias, draw, first, vocab, depth, h0, h1, w0, w1, D, N, K, SWAP, EVEN, WIDEN
     )
     # At most 128 draws at a time: the race of more does not fit the registers.
-    P: tl.constexpr = min(D, 128)
+    P: tl.constexpr = 128 if D > 128 else D
     if D > P:
         upper, lower = tl.split(tl.permute(tl.reshape(logits, (2, P, N)), (1, 2, 0)))
     else:
