@@ -146,7 +146,7 @@ def near_exponentials(
     D: tl.constexpr, N: tl.constexpr, SWAP: tl.constexpr, NVIDIA: tl.constexpr,
 ):  # fmt: skip
     """Float32 exponentials [D, N] of the tokens from `first` on, in units of log 2, within 2**-12 of the
-    exact ones (those above 9, one in 8000, within 2**-24 e**E / E).
+    exact ones (those above 9, one in 8000, within 2**-22 e**E absolutely).
 
     High words are enough where they are not small; the low ones are made if any is.
     """
