@@ -72,6 +72,7 @@ def check_categorical(session: Session) -> None:
     if session.on_gpu:
         wide = session.randn(2, 2**24 + 12_345)
         session.check("V > 2**24", agree, driftmax.categorical, wide, method="gumbel", rng=5)
+        session.check("V > 2**24, block", _block_race, wide)
 
 
 def _nearly(logits: torch.Tensor, law: dict[str, Any]) -> str:
@@ -91,10 +92,17 @@ def check_head(session: Session) -> None:
 
     def invariant() -> str:
         stream = RowStreams(5, rows)
-        whole = head(hidden, weight, rng=stream, backend="triton")
-        for part in (slice(0, 1), slice(1, rows // 2), slice(rows - 1, rows)):
-            equal(whole[part], head(hidden[part], weight, rng=stream[part], backend="triton"))
-        return f"{rows} rows, three splits"
+        whole, stats = head(hidden, weight, rng=stream, return_stats=True, backend="triton")
+        parts = [slice(0, n) for n in (1, 17, 40, 64, 100, 200) if n < rows] + [slice(rows - 1, rows)]
+        for part in parts:  # batches that tiles of all sizes take
+            few, own = head(hidden[part], weight, rng=stream[part], return_stats=True, backend="triton")
+            plain = head(hidden[part], weight, rng=stream[part], backend="triton")
+            equal(whole[part], few)
+            equal(whole[part], plain)
+            if session.on_gpu:
+                equal(stats.log_z[part], own.log_z)
+                equal(stats.entropy[part], own.entropy)
+        return f"{rows} rows, {len(parts)} parts"
 
     session.check("head: draws do not depend on the batch", invariant)
 

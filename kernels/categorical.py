@@ -39,6 +39,7 @@ from torch import Tensor
 
 TOKEN = tl.constexpr(16)
 BLOCK_NOISE = tl.constexpr(17)
+SUMMARY = tl.constexpr(64)  # quarter of the blocks that `row_summary` takes at a time
 
 
 @triton.jit
@@ -94,49 +95,78 @@ def row_maximum(sums, blocks, Q: tl.constexpr):
 
 
 @triton.jit
-def row_sums(
-    sums,
-    plane,
-    blocks,
-    top,
-    scale,
-    k0,
-    k1,
-    position,
-    step,
-    row_id,
-    purpose: tl.constexpr,
-    RACE: tl.constexpr,
-    Q: tl.constexpr,
-):
-    """(sum of exp(y - top), sum of (y - top) exp(y - top), winner of the block race or 0, whether a sum is
-    NaN).
+def part_sums(
+    maxima, sums, plane, first, blocks, top, scale, k0, k1, position, step, row_id,
+    purpose: tl.constexpr, RACE: tl.constexpr, Q: tl.constexpr,
+):  # fmt: skip
+    """Of the blocks from `first` on: (sum of exp(y - top), sum of (y - top) exp(y - top), soonest clock of
+    the block race, its block, whether a sum is NaN). Without RACE the clock is infinite.
     """
-    mass = tl.zeros((), tl.float64)
-    moment = tl.zeros((), tl.float64)
-    best = tl.full((), float("inf"), tl.float64)
+    index = tile_index(first, Q)
+    inside = index < blocks
+    gap = (maxima - top) / scale
+    factor = tl.exp(gap)
+    weight = tl.load(sums + plane + index, mask=inside, other=0.0).to(tl.float64) * factor
+    bits = tl.load(sums + 2 * plane + index, mask=inside, other=0.0).to(tl.float64)
+    mass = total(weight)
+    moment = total(tl.where(weight > 0.0, weight * gap + bits * factor * LN2, 0.0))
+    bad = largest((weight != weight).to(tl.int32))
+    soonest = tl.full((), float("inf"), tl.float64)
     winner = tl.zeros((), tl.int64)
-    bad = tl.zeros((), tl.int32)
-    for first in range(0, blocks, 4 * Q):
-        index = tile_index(first, Q)
-        inside = index < blocks
-        gap = (tl.load(sums + index, mask=inside, other=float("-inf")).to(tl.float64) - top) / scale
-        factor = tl.exp(gap)
-        weight = tl.load(sums + plane + index, mask=inside, other=0.0).to(tl.float64) * factor
-        bits = tl.load(sums + 2 * plane + index, mask=inside, other=0.0).to(tl.float64)
-        mass += total(weight)
-        moment += total(tl.where(weight > 0.0, weight * gap + bits * factor * LN2, 0.0))
-        bad = tl.maximum(bad, largest((weight != weight).to(tl.int32)))
-        if RACE:
-            hi = element_words(first // 4, Q, purpose, 0, k0, k1, position, step, row_id)
-            lo = element_words(first // 4, Q, purpose, 1, k0, k1, position, step, row_id)
-            clock = noise.exponential(hi, lo, True) / weight
-            clock = tl.where(weight > 0.0, clock, float("inf"))
-            soonest = tl.min(tl.min(clock, axis=1), axis=0)
-            sooner = soonest < best
-            winner = tl.where(sooner, first_where(clock == soonest, index), winner)
-            best = tl.where(sooner, soonest, best)
-    return mass, moment, winner, bad
+    if RACE:
+        hi = element_words(first // 4, Q, purpose, 0, k0, k1, position, step, row_id)
+        lo = element_words(first // 4, Q, purpose, 1, k0, k1, position, step, row_id)
+        clock = tl.where(weight > 0.0, noise.exponential(hi, lo, True) / weight, float("inf"))
+        soonest = tl.min(tl.min(clock, axis=1), axis=0)
+        winner = first_where(clock == soonest, index)
+    return mass, moment, soonest, winner, bad
+
+
+@triton.jit
+def row_summary(
+    sums, plane, blocks, scale, k0, k1, position, step, row_id,
+    purpose: tl.constexpr, RACE: tl.constexpr, ONE: tl.constexpr, Q: tl.constexpr,
+):  # fmt: skip
+    """(maximum, first block that has it, maximum of the other blocks, sum of exp(y - y_top), sum of (y -
+    y_top) exp(y - y_top), winner of the block race or 0, whether a sum is NaN) of a row. ONE: its blocks fit
+    one tile.
+    """
+    if ONE:
+        index = tile_index(0, Q)
+        maxima = tl.load(sums + index, mask=index < blocks, other=float("-inf")).to(tl.float64)
+        top = largest(maxima)
+        at = first_where(maxima == top, index)
+        other = largest(tl.where(index == at, float("-inf"), maxima))
+        finite = tl.where(top == float("-inf"), 0.0, top)
+        mass, moment, _, winner, bad = part_sums(
+            maxima, sums, plane, 0, blocks, finite, scale, k0, k1, position, step, row_id, purpose, RACE, Q
+        )
+    else:
+        top, at, other = row_maximum(sums, blocks, Q)
+        finite = tl.where(top == float("-inf"), 0.0, top)
+        mass = tl.zeros((), tl.float64)
+        moment = tl.zeros((), tl.float64)
+        best = tl.full((), float("inf"), tl.float64)
+        winner = tl.zeros((), tl.int64)
+        bad = tl.zeros((), tl.int32)
+        for first in range(0, blocks, 4 * Q):
+            index = tile_index(first, Q)
+            maxima = tl.load(sums + index, mask=index < blocks, other=float("-inf")).to(tl.float64)
+            own, share, soonest, leader, broken = part_sums(
+                maxima, sums, plane, first, blocks, finite, scale, k0, k1, position, step, row_id,
+                purpose, RACE, Q,
+            )  # fmt: skip
+            mass += own
+            moment += share
+            bad = tl.maximum(bad, broken)
+            winner = tl.where(soonest < best, leader, winner)
+            best = tl.minimum(best, soonest)
+    return top, at, other, mass, moment, winner, bad
+
+
+def one_tile(blocks: int) -> bool:
+    """Whether a row's blocks fit the tile that `row_summary` is called with."""
+    return blocks <= 4 * int(SUMMARY.value)
 
 
 @triton.jit
@@ -164,7 +194,7 @@ def finish(
     logits, n1, s0, s1, vocab, blocks, parts, draws,
     seed_lo, seed_hi, seeds, seeds_stride, rows, positions, step, steps,
     t_lo, t_hi, temperatures, sums, scores, winners, tokens, stats, status,
-    RACE: tl.constexpr, Q: tl.constexpr,
+    RACE: tl.constexpr, ONE: tl.constexpr, Q: tl.constexpr,
 ):  # fmt: skip
     """One program per draw: the token and the by-products from the block sums (RACE) or from the parts'
     best tokens.
@@ -181,10 +211,8 @@ def finish(
     if sums is not None:
         plane = draws.to(tl.int64) * blocks
         own = sums + draw * blocks
-        top, at, other = row_maximum(own, blocks, 64)
-        finite = tl.where(top == float("-inf"), 0.0, top)
-        mass, moment, winner, bad = row_sums(
-            own, plane, blocks, finite, scale, k0, k1, position, number, row_id, BLOCK_NOISE, RACE, 64
+        top, at, other, mass, moment, winner, bad = row_summary(
+            own, plane, blocks, scale, k0, k1, position, number, row_id, BLOCK_NOISE, RACE, ONE, SUMMARY
         )
         if RACE:
             chosen = tl.where(greedy, at, winner)
@@ -348,7 +376,7 @@ def unfiltered(
         launch(token_race, (batch.draws, parts), *arguments, Q=256, num_warps=8)
     sources = (sums, scores, winners, tokens, stats, status)
     arguments = (*batch.where, blocks, parts, batch.draws, *streams, *batch.heat, *sources)
-    launch(finish, (batch.draws,), *arguments, RACE=method == 0, Q=256, num_warps=4)
+    launch(finish, (batch.draws,), *arguments, RACE=method == 0, ONE=one_tile(blocks), Q=256, num_warps=4)
 
 
 def categorical(
@@ -412,6 +440,9 @@ def specialisations() -> Iterator[tuple[Any, ...]]:
         yield (logits, tokens, stats, *one, *off, 0)
         yield (logits, tokens, None, *one, *off, 1)
         yield (logits[:, :1000], tokens, stats, *one, *off, 0)
+        for kept in (None, stats):
+            yield (logits, tokens, kept, *one, 1.0, None, 50, None, 0.9, None, 0.0, None, 0)
+    yield (torch.empty(1, 1).expand(2, 2**19), tokens, None, *one, *off, 0)  # blocks for more than one tile
     logits = torch.empty(2, 50257)  # a vocabulary no load of which is aligned
     yield (logits, tokens, None, *one, *off, 0)
     yield (logits, tokens, torch.empty(4, 2), 0, row, row, row, 0, row[:1], 1.0, half, *off[2:], 1)

@@ -143,13 +143,17 @@ def contenders(values, top, best, scale, hi):
     """Which tokens of a tile may beat `best` (float64) and all others of the tile, erring towards yes.
 
     Judged by y - y_top + G in float32 with G from the high word, within 2**-11. What can win lies less than
-    50 nats below the maximum `top`, where y - y_top is good to 2**-18; |y_top| * 2**-48 is for scores that
-    were rounded at y's own magnitude. What cannot be judged (NaN, +inf, a Gumbel that needs its low word) may
-    win.
+    50 nats below the maximum `top`, where y - y_top is good to 2**-16; |y_top| * 2**-48 is for scores that
+    were rounded at y's own magnitude. What cannot be judged (NaN, +inf, a Gumbel that needs its low word, an
+    extreme temperature) may win.
     """
     inverse = 1.0 / scale
     height = top.to(tl.float64) * inverse
-    gap = ((values.to(tl.float64) - top.to(tl.float64)) * inverse).to(tl.float32)
+    if values.dtype == tl.float64:
+        gap = ((values - top) * inverse).to(tl.float32)
+    else:
+        ordinary = (scale > 1e-30) & (scale < 1e30)
+        gap = (values - top) * tl.where(ordinary, inverse, float("nan")).to(tl.float32)
     gumbel, sure = near_gumbel(hi)
     score = gap + gumbel
     most = largest(tl.where(sure, score, float("-inf")))
@@ -178,34 +182,34 @@ def race_tile(
     """Token race on one tile against the best so far. Returns the new best and a status code, 0, 1 (NaN) or
     2 (+inf).
 
-    Tiles come in ascending order, so that a tie stays with the lower index. Scores are exact for the few
-    contenders only, one after the other.
+    Tiles come in ascending order, so that a tie stays with the lower index. Almost no tile reaches the best;
+    in one that does, scores are exact for the few contenders only, one after the other.
     """
     index = tile_index(first, Q)
-    top = largest(values)
     code = 0
     if greedy:
         code = status_of(values)
+        top = largest(values)
         score = top.to(tl.float64)  # the scale is 1
         highest = first_where(values == top, index)
         best_index = tl.where(score > best, highest, best_index)
         best = tl.where(score > best, score, best)
     else:
         hi = element_words(first // 4, Q, purpose, 0, k0, k1, position, step, row_id)
-        open_ = contenders(values, top, best, scale, hi)
-        at = first_where(open_, index)
-        if at < FAR:
+        if largest(reaches(values, best, scale, greedy, hi).to(tl.int32)) > 0:
             code = status_of(values)
-        while (at < FAR) & (code == 0):
-            value = largest(tl.where(index == at, values, float("-inf")))
-            high = single_words(at, purpose, 0, k0, k1, position, step, row_id)
-            low = single_words(at, purpose, 1, k0, k1, position, step, row_id)
-            score = exact_scores(value, scale, greedy, high, low)
-            if score > best:
-                best = score
-                best_index = at
-            open_ = open_ & (index > at)
+            open_ = contenders(values, largest(values), best, scale, hi)
             at = first_where(open_, index)
+            while (at < FAR) & (code == 0):
+                value = largest(tl.where(index == at, values, float("-inf")))
+                high = single_words(at, purpose, 0, k0, k1, position, step, row_id)
+                low = single_words(at, purpose, 1, k0, k1, position, step, row_id)
+                score = exact_scores(value, scale, greedy, high, low)
+                if score > best:
+                    best = score
+                    best_index = at
+                open_ = open_ & (index > at)
+                at = first_where(open_, index)
     return best, best_index, code
 
 

@@ -18,11 +18,12 @@ from driftmax.kernels import noise
 from driftmax.kernels.categorical import (
     BLOCK_NOISE,
     FLOATS,
+    SUMMARY,
     TOKEN,
     Batch,
     fault_of,
-    row_maximum,
-    row_sums,
+    one_tile,
+    row_summary,
     store_block,
 )
 from driftmax.kernels.launch import BLOCK, halves, launch, resident, stream
@@ -124,7 +125,7 @@ def reveal(
     logits, n1, s0, s1, vocab, blocks, draws, mask_id, forbidden, forbidden_count,
     seed_lo, seed_hi, seeds, seeds_stride, rows, positions, step, steps,
     t_lo, t_hi, temperatures, chosen, counter, sums, tokens, revealed, status,
-    Q: tl.constexpr,
+    ONE: tl.constexpr, Q: tl.constexpr,
 ):  # fmt: skip
     """Draw and write the chosen tokens, from the block sums, or by the token race where `sums` is None.
 
@@ -141,11 +142,9 @@ def reveal(
         fault = 0
         if sums is not None:
             own = sums + place * blocks
-            top, at, _ = row_maximum(own, blocks, 64)
-            finite = tl.where(top == float("-inf"), 0.0, top)
-            _, _, winner, bad = row_sums(
-                own, draws.to(tl.int64) * blocks, blocks, finite, scale, k0, k1, position, number, row_id,
-                BLOCK_NOISE, True, 64,
+            top, at, _, _, _, winner, bad = row_summary(
+                own, draws.to(tl.int64) * blocks, blocks, scale, k0, k1, position, number, row_id,
+                BLOCK_NOISE, True, ONE, SUMMARY,
             )  # fmt: skip
             first = tl.where(greedy, at, winner) * (4 * Q)
             fault = fault_of(top, bad)
@@ -200,7 +199,8 @@ def unmask(
     arguments = (*shape, *streams, *batch.heat, chosen, counter, sums, tokens, revealed)
     quarter = 64 if batch.vocab <= 256 else 256
     programs = min(batch.draws, resident(logits, 8))
-    launch(reveal, (programs,), *arguments, status_word(logits.device), Q=quarter, num_warps=4)
+    status = status_word(logits.device)
+    launch(reveal, (programs,), *arguments, status, ONE=one_tile(blocks), Q=quarter, num_warps=4)
 
 
 def specialisations() -> Iterator[tuple[Any, ...]]:

@@ -176,6 +176,16 @@ def test_block_race_agrees_within_its_bound(dtype: torch.dtype, device: torch.de
     assert torch.equal(greedy, logits.argmax(1))
 
 
+def test_a_row_of_more_blocks_than_a_tile(device: torch.device) -> None:
+    logits = logits_of(1, 300_000, device).expand(3, -1)
+    found, stats = categorical(logits, rng=7, return_stats=True, backend="triton")
+    wanted, expected = categorical(logits, rng=7, return_stats=True, backend="reference")
+    assert not near_ties(logits, 7).any()
+    assert torch.equal(found, wanted)
+    for name in ("log_z", "entropy", "margin"):
+        torch.testing.assert_close(getattr(stats, name), getattr(expected, name), rtol=1e-5, atol=1e-5)
+
+
 def test_blocks_of_very_different_height(device: torch.device) -> None:
     logits = logits_of(3, 3100, device)
     logits[:, :1024] -= 1000
