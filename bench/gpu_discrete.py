@@ -262,7 +262,7 @@ def bench_discrete(session: Session) -> None:
     small = RADDConfig.small() if session.on_gpu else RADDConfig(60, 16, 1, 2)
     length = 1024 if session.on_gpu else 8
     network = network_of(small, session.device)
-    for batch, steps in ((1, 1024), (16, 128)) if session.on_gpu else ((2, 4),):
+    for batch, steps in ((1, 256), (16, 128)) if session.on_gpu else ((2, 4),):
         _bench_runs(session, network, (batch, length), steps)
     _bench_loop(session)
     _bench_waiting(session)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import triton
 import triton.language as tl
-from driftmax.kernels.launch import Stream, launch
+from driftmax.kernels.launch import Stream, halves, launch
 from driftmax.kernels.narrow import LIST, NOTHING, WHOLE, law_of, middle, narrowed, ordered
 from driftmax.kernels.philox import element_words, single_words, stream_words
 from driftmax.kernels.race import (
@@ -337,8 +337,15 @@ def filtered(
     tl.store(tokens + draw, token)
 
 
-# Quarter of the border tokens that a program's registers hold, of the tokens it races at a time, its warps
-SEARCH, RACE, WARPS = 1024, 512, 16
+# Quarter of the border tokens that a program's registers hold, of the tokens it races at a time, its warps:
+# by mass the border is long, by number short.
+BY_MASS, BY_NUMBER = (1024, 512, 16), (256, 256, 8)
+
+
+def search_sizes(law: tuple[Any, ...]) -> tuple[int, int, int]:
+    """Q, RACE and warps for a `law` as `filtered_rows` has it."""
+    p_lo, p_hi, top_ps = law[2:5]
+    return BY_NUMBER if top_ps is None and (p_lo, p_hi) == halves(1.0) else BY_MASS
 
 
 def filtered_rows(
@@ -355,4 +362,5 @@ def filtered_rows(
     """
     narrow = narrowed(batch, law, sums, status)
     arguments = (*batch.where, batch.draws, *streams, *batch.heat, *law, *narrow, tokens, stats)
-    launch(filtered, (batch.draws,), *arguments, LIST=LIST, Q=SEARCH, RACE=RACE, num_warps=WARPS)
+    search, race, warps = search_sizes(law)
+    launch(filtered, (batch.draws,), *arguments, LIST=LIST, Q=search, RACE=race, num_warps=warps)

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from driftmax.errors import status_word
 from driftmax.kernels.categorical import FLOATS, Batch, summed
-from driftmax.kernels.filters import SEARCH, WARPS, above_min_p, find_kept, search, source_tile, within
+from driftmax.kernels.filters import above_min_p, find_kept, search, search_sizes, source_tile, within
 from driftmax.kernels.launch import BLOCK, Stream, halves, launch, splits, stream
 from driftmax.kernels.narrow import BAD, LIST, kth_largest, law_of, narrowed, ordered
 from driftmax.kernels.philox import element_words, stream_words
@@ -357,7 +357,8 @@ def gumbel_topk(
         narrow = narrowed(batch, law, summed(batch), None)
         levels, kept = narrow.levels, batch.new(2, batch.draws, dtype=torch.int64)
         arguments = (*batch.where, batch.draws, *batch.heat, *law, *narrow, kept)
-        launch(kept_sets, (batch.draws,), *arguments, LIST=LIST, Q=SEARCH, num_warps=WARPS)
+        size, _, warps = search_sizes(law)
+        launch(kept_sets, (batch.draws,), *arguments, LIST=LIST, Q=size, num_warps=warps)
     most = min(batch.draws, max(1, _PLACES // batch.vocab))
     for begin in range(0, batch.draws, most):
         count = min(most, batch.draws - begin)

@@ -81,10 +81,11 @@ def from_head(
     """What `lm_head_categorical` gives for `hidden` [m, D].
 
     For a whole batch in products of one shape: which kernel computes a product, and so its rounding, may
-    depend on the number of rows, and that is what differs between runs with and without a cache.
+    depend on the number of rows, and that is what differs between runs with and without a cache. (Triton's
+    fused head sums in one order whatever the number of rows; in float64 the product is torch's.)
     """
     many = hidden.shape[0]
-    if not problem.whole_batch or not many:
+    if not problem.whole_batch or not many or (hidden.is_cuda and hidden.dtype != torch.float64):
         return lm_head_categorical(hidden, *head, rng=rng, **options)
     parts = [
         lm_head_categorical(
