@@ -466,6 +466,7 @@ def _shared_memory(device: torch.device) -> int:
 
 
 #: Draws of a tile: (depth of a step for 16-bit numbers, warps, stages). No bit depends on them.
+_MOST = 256  # draws of a tile
 _TILES = {16: (128, 4, 3), 32: (64, 4, 5), 64: (64, 4, 4), 128: (64, 8, 6), 256: (64, 8, 4)}
 
 
@@ -474,7 +475,7 @@ def _tile(shape: tuple[Any, ...], count: int) -> dict[str, Any]:
     hidden, vocab, depth = shape[0], shape[4], shape[5]
     size = hidden.element_size()
     # AMD's matrix instructions change their depth below 32, and float32 has no matrix instruction to feed.
-    least, most = 32 if torch.version.hip else 16, 256 if size == 2 else 64
+    least, most = 32 if torch.version.hip else 16, _MOST if size == 2 else 64
     wide = min(max(triton.next_power_of_2(count), least), most)
     deep, warps, stages = _TILES[wide]
     deep = deep if size == 2 else 32

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 import triton
 import triton.language as tl
-from driftmax.kernels.launch import BLOCK, launch, splits
+from driftmax.kernels.launch import BLOCK, interpreted, launch, splits
 from driftmax.kernels.race import (
     largest,
     per_draw,
@@ -361,38 +361,43 @@ def choose(
 
 
 @triton.jit
-def list_some(chosen, first, values, start, listed, held, BLOCK: tl.constexpr):
-    """Write the chosen tokens of the block at `first`, in ascending order, to the list from `start` on."""
+def list_some(chosen, first, values, start, listed, held, SIZE: tl.constexpr):
+    """Write the chosen of SIZE tokens from `first` on, ascending, to the list from `start` on; count them."""
     place = tl.cumsum(chosen.to(tl.int32), axis=0) - 1
-    tl.store(listed + start + place, first + tl.arange(0, BLOCK), mask=chosen)
+    tl.store(listed + start + place, first + tl.arange(0, SIZE), mask=chosen)
     tl.store(held + start + place, values, mask=chosen)
+    return tl.sum(chosen.to(tl.int32), axis=0)
 
 
 @triton.jit(do_not_specialize=["n1", "draws", "each"])
 def gather(
     logits, n1, s0, s1, vocab, blocks, draws, each, levels, places, listed, held,
-    BLOCK: tl.constexpr, LIST: tl.constexpr,
+    BLOCK: tl.constexpr, PIECE: tl.constexpr, LIST: tl.constexpr,
 ):  # fmt: skip
-    """`listed` and `held` [draws, LIST]: numbers and logits of the tokens that `places` gives a place."""
+    """`listed` and `held` [draws, LIST]: numbers and logits of the tokens that `places` gives a place.
+
+    A block goes in pieces: a whole one takes so many registers that few programs run side by side.
+    """
     draw = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
     row = row_of(logits, draw, n1, s0, s1)
     kind: tl.constexpr = held.dtype.element_ty
     end = tl.load(levels + 2 * draws + draw).to(kind)
     inner_end = tl.load(levels + 3 * draws + draw).to(kind)
+    own = listed + draw * LIST
+    own_held = held + draw * LIST
     for block in range(part * each, tl.minimum((part + 1) * each, blocks)):
         sure = tl.load(places + draw * blocks + block)
         edge = tl.load(places + (draws + draw) * blocks + block)
         if (sure >= 0) | (edge >= 0):
-            values = block_values(row, block, vocab, BLOCK)
-            first = tl.cast(block, tl.int32) * BLOCK
-            if sure >= 0:
-                list_some(
-                    values >= inner_end, first, values, sure, listed + draw * LIST, held + draw * LIST, BLOCK
-                )
-            if edge >= 0:
-                inside = (values >= end) & (values < inner_end)
-                list_some(inside, first, values, edge, listed + draw * LIST, held + draw * LIST, BLOCK)
+            for piece in range(block * (BLOCK // PIECE), (block + 1) * (BLOCK // PIECE)):
+                values = block_values(row, piece, vocab, PIECE)
+                first = tl.cast(piece, tl.int32) * PIECE
+                if sure >= 0:
+                    sure += list_some(values >= inner_end, first, values, sure, own, own_held, PIECE)
+                if edge >= 0:
+                    inside = (values >= end) & (values < inner_end)
+                    edge += list_some(inside, first, values, edge, own, own_held, PIECE)
 
 
 class Narrow(NamedTuple):
@@ -423,5 +428,6 @@ def narrowed(batch: Batch, law: tuple[Any, ...], sums: Tensor, status: Tensor | 
     arguments = (batch.vocab, blocks, draws, *batch.heat, *law, cuts, counts, masses, levels, sizes, places)
     launch(choose, (draws,), *arguments, WIDTHS=WIDTHS, LIST=LIST, Q=256, num_warps=4)
     arguments = (*shape, levels, places, listed, held)
-    launch(gather, (draws, parts), *arguments, BLOCK=BLOCK, LIST=LIST, num_warps=1)
+    piece = BLOCK // 2 if interpreted() else 256
+    launch(gather, (draws, parts), *arguments, BLOCK=BLOCK, PIECE=piece, LIST=LIST, num_warps=1)
     return Narrow(levels, sizes, listed, held)
