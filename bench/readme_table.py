@@ -6,7 +6,7 @@ import csv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-GPU_ROWS = {1, 64, 1024}  # of the GPU's batch sizes, those in the table; other cases have one size each
+GPU_ROWS = {1, 64}  # of the GPU's batch sizes, those in the table, and the largest
 
 
 def lines(rows: list[dict[str, str]]) -> list[str]:
@@ -44,14 +44,19 @@ def cpu_table(rows: list[dict[str, str]]) -> str:
 def gpu_table(rows: list[dict[str, str]]) -> str:
     """The rows of some batch sizes, and where they come from."""
     first = rows[0]
-    several = {row["case"] for row in rows if int(row["N"]) == 1}
-    shown = [row for row in rows if int(row["N"]) in GPU_ROWS or row["case"] not in several]
+    largest: dict[tuple[str, str], int] = {}
+    for row in rows:
+        kind = row["case"], row["variant"]
+        largest[kind] = max(largest.get(kind, 0), int(row["N"]))
+    shown = [row for row in rows if int(row["N"]) in {*GPU_ROWS, largest[row["case"], row["variant"]]}]
     head = f"{first['device']}, torch {first['torch']}, Triton {first['triton']}, {first['date']}."
     return "\n".join((head, "", *lines(shown)))
 
 
 def duration(milliseconds: float) -> str:
     """Three digits with a unit."""
+    if milliseconds >= 1000:
+        return f"{milliseconds / 1000:.3g} s"
     return f"{milliseconds:.3g} ms" if milliseconds >= 1 else f"{1000 * milliseconds:.3g} µs"
 
 
@@ -59,7 +64,7 @@ def main() -> None:
     """Replace the marked blocks of README.md."""
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
-    for name, table in (("cpu", cpu_table), ("gpu", gpu_table)):
+    for name, table in (("cpu", cpu_table), ("avx512", cpu_table), ("gpu", gpu_table)):
         with (ROOT / "bench" / "results" / f"{name}.csv").open(newline="") as file:
             rows = list(csv.DictReader(file))
         begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"

@@ -373,7 +373,7 @@ def unfiltered(
         scores = batch.new(batch.draws, parts, dtype=torch.float64)
         winners = batch.new(batch.draws, parts, dtype=torch.int64)
         arguments = (*batch.where, each, parts, *streams, *batch.heat, scores, winners, status)
-        launch(token_race, (batch.draws, parts), *arguments, Q=256, num_warps=8)
+        launch(token_race, (batch.draws, parts), *arguments, Q=256, num_warps=4)
     sources = (sums, scores, winners, tokens, stats, status)
     arguments = (*batch.where, blocks, parts, batch.draws, *streams, *batch.heat, *sources)
     launch(finish, (batch.draws,), *arguments, RACE=method == 0, ONE=one_tile(blocks), Q=256, num_warps=4)

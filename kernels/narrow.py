@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from driftmax.kernels.categorical import Batch
 
 LIST = 16384  # tokens a row's list can hold
-WIDTHS = 10  # windows of a row
+WIDTHS = 8  # windows of a row
 STEP = tl.constexpr(0.06)  # a window is narrower than the next by this share of the widest
 SPAN = tl.constexpr(2.5)  # widest window of a top-k beyond the block maxima, in spreads of those
 
