@@ -10,8 +10,11 @@ import driftmax
 import torch
 from driftmax import RowStreams
 from driftmax.discrete import (
+    P2,
     Ancestral,
+    Cap,
     Confidence,
+    ConfidenceBased,
     EntropyBounded,
     EntropyOrder,
     Euler,
@@ -19,12 +22,14 @@ from driftmax.discrete import (
     FirstHitting,
     HighOrderReveal,
     LogLinear,
+    Loop,
     MarginOrder,
     MaskGitPlus,
     ParallelReveal,
     Plan,
     Problem,
     RandomOrder,
+    ReMDM,
     Sampler,
     State,
     Threshold,
@@ -107,6 +112,12 @@ COUNTED: list[tuple[Sampler, int | None]] = [
     (MaskGitPlus(), 10),
 ]
 GRID: list[tuple[Sampler, int | None]] = [(Ancestral(), 32), (Euler(), 32)]
+BACK: list[tuple[Sampler, int | None]] = [
+    (ReMDM(Cap(0.2)), 32),
+    (ReMDM(Loop(0.1)), 32),
+    (ReMDM(ConfidenceBased()), 32),
+    (P2(), 16),
+]
 ADAPTIVE: list[tuple[Sampler, int | None]] = [
     (Threshold(0.5), None),
     (Factor(1.0), None),
@@ -140,7 +151,7 @@ def problem_of(
 def check_samplers(session: Session) -> None:
     """Tokens of the CPU, with and without a cache; no reads on the host in the steps that promise none."""
     for model in (Neighbours, OneHot):
-        for sampler, steps in (*COUNTED, *GRID, *ADAPTIVE):
+        for sampler, steps in (*COUNTED, *GRID, *BACK, *ADAPTIVE):
 
             def tokens(
                 model: type[Neighbours] = model, sampler: Sampler = sampler, steps: int | None = steps
@@ -157,6 +168,8 @@ def check_samplers(session: Session) -> None:
             session.check(f"tokens of the CPU: {model.__name__} {sampler} steps={steps}", tokens)
         quiet = [(sampler, steps, cache) for sampler, steps in COUNTED for cache in (True, False)]
         quiet += [(sampler, steps, cache) for sampler, steps in GRID for cache in (True, False)]
+        beforehand = [one for one in BACK if one[0] != ReMDM(ConfidenceBased())]
+        quiet += [(sampler, steps, cache) for sampler, steps in beforehand for cache in (True, False)]
         # What they wait for is older than the step just given to the device.
         quiet += [(sampler, None, cache) for sampler in AHEAD for cache in (True, False)]
         for sampler, steps, cache in quiet:

@@ -9,15 +9,19 @@ import driftmax
 import pytest
 import torch
 from driftmax.discrete import (
+    P2,
     Ancestral,
     Cap,
     Confidence,
+    ConfidenceBased,
     EntropyBounded,
     EntropyOrder,
     Euler,
     Factor,
     FirstHitting,
     HighOrderReveal,
+    LogLinear,
+    Loop,
     MarginOrder,
     MaskGitPlus,
     ParallelReveal,
@@ -25,7 +29,12 @@ from driftmax.discrete import (
     Problem,
     RandomOrder,
     ReMDM,
+    Rescale,
     Threshold,
+    UniformAnalytic,
+    UniformEuler,
+    ancestral,
+    remask,
     rules,
 )
 from driftmax.discrete.rules import true_positions
@@ -108,6 +117,13 @@ def on_device(value, mode):
     return value
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(monkeypatch):
+    """States are made on the CPU here, as for a device."""
+    for module in (ancestral, remask):
+        monkeypatch.setattr(module, "decides_ahead", lambda problem: True)
+
+
 def run_faked(sampler, model, **options):
     """All steps on fake tensors; the copies between host and device that they made."""
     prompt = torch.full((3, LENGTH), VOCAB)
@@ -152,8 +168,37 @@ def test_grid_steps_read_nothing(sampler, model, options, cache):
     assert run_faked(sampler, model, steps=5, cache=cache, **options) == []
 
 
+@pytest.mark.parametrize("model", [Plain(), WithHead()], ids=["logits", "head"])
+@pytest.mark.parametrize("cache", [True, False])
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        ReMDM(Cap(0.5)),
+        ReMDM(Rescale(0.5)),
+        ReMDM(Loop(0.5)),
+        P2(),
+        P2(0.0),
+        P2(planner=Plain()),
+    ],
+    ids=lambda sampler: str(sampler).partition(" object")[0],
+)
+def test_steps_that_change_tokens_again_read_nothing(sampler, model, cache):
+    assert run_faked(sampler, model, steps=12, cache=cache) == []
+
+
+class Scores(Plain):
+    """Log-scores that depend on time."""
+
+    time_independent = False
+
+
+@pytest.mark.parametrize("sampler", [UniformEuler(VOCAB), UniformAnalytic(VOCAB)], ids=str)
+def test_steps_of_uniform_diffusion_read_nothing(sampler):
+    assert run_faked(sampler, Scores(), steps=12, schedule=LogLinear(), cache=False) == []
+
+
 def test_steps_that_read_are_seen():
-    for sampler, steps in ((Threshold(), None), (ReMDM(Cap(0.5)), 5)):
+    for sampler, steps in ((Threshold(), None), (ReMDM(ConfidenceBased()), 5)):
         with pytest.raises((DataDependentOutputException, DynamicOutputShapeException)):
             run_faked(sampler, Plain(), steps=steps)
 

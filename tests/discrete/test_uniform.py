@@ -58,7 +58,7 @@ class UniformOracle:
 
     def kernel(self, sampler, state):
         """Matrix of the step from `state`, out of the sampler's own probabilities; fixed where prompted."""
-        noise = float(state.problem.schedule.sigma_bar(state.memo[0][state.step].float()))
+        noise = float(state.problem.schedule.sigma_bar(torch.tensor(state.memo[0][state.step])))
         law = sampler.transition(state, self.states, self.log_scores(noise)).softmax(-1)
         prompt = state.problem.prompt
         parts = []

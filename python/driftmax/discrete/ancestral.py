@@ -39,11 +39,11 @@ class _GridSampler(ABC):
     def init(self, problem: Problem) -> State:
         """The state before the first step.
 
-        Which positions unmask in which step does not depend on the network: where calls can be saved by
-        knowing it, or logits not stored, it is drawn here, so that no step waits for a device to say.
+        Which positions unmask in which step does not depend on the network: for a device where reading it in
+        every step would wait, it is drawn here.
         """
         state = self.start(problem)
-        if _whole(problem):
+        if _whole(problem) or not decides_ahead(problem):
             return state
         return replace(state, memo=replace(state.memo, reveals=_decided(state)))
 
@@ -54,7 +54,7 @@ class _GridSampler(ABC):
         if _whole(problem):
             return _whole_step(state)
         if grid.reveals is not None:
-            call = _served_as_decided(state)
+            call = served_as_decided(state)
         else:
             call = served(state, state.masked & (step_uniforms(problem, k) < grid.probability[k]))
         if call is None:
@@ -71,6 +71,13 @@ def step_uniforms(problem: Problem, step: int) -> Tensor:
     """What decides in a step whether a position changes, float64 [B, L]."""
     streams = problem.streams.at(step=step)
     return random.uniform(problem.shape, rng=streams, dtype=torch.float64, device=problem.device)
+
+
+def decides_ahead(problem: Problem) -> bool:
+    """Whether ``init`` draws what the steps will ask for: everywhere but on the CPU, where reading costs
+    nothing, and tokens changed by hand between steps are stepped as they are.
+    """
+    return torch.device(problem.device or "cpu").type != "cpu"
 
 
 class Served(NamedTuple):
@@ -98,7 +105,7 @@ def served(state: State, reveal: Tensor) -> Served | None:
     return Served(state.tokens[chosen], chosen, local, row, position)
 
 
-class _Reveals(NamedTuple):
+class Reveals(NamedTuple):
     """Decisions of all steps: step k reveals ``bounds[k]:bounds[k + 1]`` of m positions, in rows
     ``calls[k]:calls[k + 1]`` of `chosen`.
     """
@@ -118,7 +125,7 @@ class _Grid:
     times: list[float]
     probability: list[float]
     forbidden: Tensor | None
-    reveals: _Reveals | None
+    reveals: Reveals | None
 
     def time(self, k: int, batch: Tensor) -> Tensor:
         """The time of step k, as networks take it."""
@@ -135,7 +142,16 @@ def _starts(step: Tensor, steps: int) -> list[int]:
     return [0, *torch.bincount(step, minlength=steps).cumsum(0).tolist()]
 
 
-def _decided(state: State) -> _Reveals:
+def grouped(step: Tensor, row: Tensor, position: Tensor, steps: int) -> Reveals:
+    """Positions [m] by the step that reveals them; sorted by step, and by row within a step."""
+    fresh = torch.ones_like(step, dtype=torch.bool)
+    fresh[1:] = (step[1:] != step[:-1]) | (row[1:] != row[:-1])
+    calls = _starts(step[fresh], steps)
+    local = fresh.cumsum(0) - 1 - torch.tensor(calls, device=step.device)[step]
+    return Reveals(row, position, local, row[fresh], _starts(step, steps), calls)
+
+
+def _decided(state: State) -> Reveals:
     """In which step each masked position unmasks: the first whose uniform is below its probability."""
     problem, grid = state.problem, state.memo
     undecided = state.masked
@@ -146,16 +162,11 @@ def _decided(state: State) -> _Reveals:
         undecided &= ~hit
     row, position = (when >= 0).nonzero(as_tuple=True)
     step, order = when[row, position].sort(stable=True)  # rows stay in order within a step
-    row, position = row[order], position[order]
-    fresh = torch.ones_like(step, dtype=torch.bool)
-    fresh[1:] = (step[1:] != step[:-1]) | (row[1:] != row[:-1])
-    calls = _starts(step[fresh], state.total)
-    local = fresh.cumsum(0) - 1 - torch.tensor(calls, device=step.device)[step]
-    return _Reveals(row, position, local, row[fresh], _starts(step, state.total), calls)
+    return grouped(step, row[order], position[order], state.total)
 
 
-def _served_as_decided(state: State) -> Served | None:
-    """As `served`, of what `_decided` has for this step."""
+def served_as_decided(state: State) -> Served | None:
+    """As `served`, of what ``state.memo.reveals`` has for this step."""
     problem, reveals, k = state.problem, state.memo.reveals, state.step
     part = slice(reveals.bounds[k], reveals.bounds[k + 1])
     if problem.cache and part.start == part.stop:
@@ -194,8 +205,8 @@ class Ancestral(_GridSampler):
     categorical draws *what*: the mask is never a category, so that no rounding of noise can favour it.
 
     With ``cache=True``, for time-independent networks, a call serves only the rows that reveal something; the
-    expected number of those is n (1 - (1 - 1/n)**l) for each row of l masks. Steps are then decided in
-    ``init``: a mask put back by hand between steps stays (`ReMDM` takes tokens back).
+    expected number of those is n (1 - (1 - 1/n)**l) for each row of l masks. On a GPU the steps are then
+    decided in ``init``: a mask put back by hand between steps stays (`ReMDM` takes tokens back).
 
     Examples
     --------

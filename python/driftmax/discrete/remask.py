@@ -11,7 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from driftmax.discrete.ancestral import served, step_uniforms
+from driftmax.discrete.ancestral import (
+    Reveals,
+    decides_ahead,
+    grouped,
+    served,
+    served_as_decided,
+    step_uniforms,
+)
 from driftmax.discrete.outputs import evaluate, settled
 from driftmax.discrete.problem import Problem, State, first_state
 from driftmax.discrete.reveal import position_streams
@@ -45,6 +52,8 @@ class Remasking(ABC):
 
     #: Whether masks are revealed as if sigma were zero.
     keeps_rate = False
+    #: Whether `spread` may look at what the network said; where not, the steps are decided beforehand.
+    looks = True
 
 
 def _check_eta(eta: float) -> None:
@@ -70,6 +79,7 @@ class Cap(Remasking):
     """
 
     eta: float
+    looks = False
 
     def __post_init__(self) -> None:
         _check_eta(self.eta)
@@ -96,6 +106,7 @@ class Rescale(Remasking):
     """
 
     eta: float
+    looks = False
 
     def __post_init__(self) -> None:
         _check_eta(self.eta)
@@ -170,6 +181,7 @@ class Loop(Remasking):
     t_on: float = 0.55
     t_off: float = 0.05
     alpha_on: float = 0.9
+    looks = False
 
     def __post_init__(self) -> None:
         _check_eta(self.eta)
@@ -197,6 +209,10 @@ class _ReMDMMemo:
     sigma: list[float]  # that a token is taken back
     fixed: Tensor  # bool [B, L]: the prompt
     confidence: Tensor  # float64 [B, L]: probability of a token when it was drawn
+    reveals: Reveals | None  # of all steps, where they do not depend on the network
+
+
+_CHUNK = 64  # steps whose reveals are listed together
 
 
 @dataclass(frozen=True)
@@ -220,7 +236,8 @@ class ReMDM:
     Notes
     -----
     With ``cache=True``, for time-independent networks, a call serves only rows in which a mask is revealed:
-    taking tokens back needs no network.
+    taking tokens back needs no network. On a GPU, unless the strategy looks at the network's output, all of
+    that is drawn in ``init``, so that no step waits for the device to say whom its call serves.
 
     Examples
     --------
@@ -261,22 +278,55 @@ class ReMDM:
         tokens = problem.start()
         confidence = torch.ones(problem.shape, dtype=torch.float64, device=tokens.device)
         memo = _ReMDMMemo(
-            told[:-1].float(), unmask.tolist(), sigma.tolist(), tokens != problem.mask_id, confidence
+            told[:-1].float().to(tokens.device),
+            unmask.tolist(),
+            sigma.tolist(),
+            tokens != problem.mask_id,
+            confidence,
+            None,
         )
-        return first_state(problem, steps, memo)
+        state = first_state(problem, steps, memo)
+        if self.strategy.looks or not decides_ahead(problem):
+            return state
+        return replace(state, memo=replace(memo, reveals=self._decided(state)))
+
+    def _taken(self, state: State, u: Tensor, masked: Tensor) -> Tensor:
+        """Tokens that go back to the mask in this step, bool [B, L]."""
+        memo: _ReMDMMemo = state.memo
+        held = ~masked & ~memo.fixed
+        return held & (u < self.strategy.spread(memo.sigma[state.step], memo.confidence, held))
+
+    def _decided(self, state: State) -> Reveals:
+        """Run the masks ahead, without the network."""
+        memo, masked = state.memo, state.masked
+        found: list[Tensor] = []
+        waiting: list[Tensor] = []
+        for k in range(state.total):
+            u = step_uniforms(state.problem, k)
+            reveal = masked & (u < memo.unmask[k])
+            masked = masked & ~reveal | self._taken(replace(state, step=k), u, masked)
+            waiting.append(reveal)
+            if len(waiting) == _CHUNK or k == state.total - 1:
+                places = torch.stack(waiting).nonzero()
+                places[:, 0] += k + 1 - len(waiting)
+                found.append(places)
+                waiting = []
+        step, row, position = torch.cat(found).unbind(1)
+        return grouped(step, row, position, state.total)
 
     @torch.no_grad()
     def step(self, state: State) -> State:
         """Take tokens back, reveal masks; if any is revealed, or without a cache, call the network."""
         problem, memo, k = state.problem, state.memo, state.step
         u = step_uniforms(problem, k)
-        held = ~state.masked & ~memo.fixed
-        taken = held & (u < self.strategy.spread(memo.sigma[k], memo.confidence, held))
-        tokens = state.tokens.masked_fill(taken, problem.mask_id)
-        call = served(state, state.masked & (u < memo.unmask[k]))
+        tokens = state.tokens.masked_fill(self._taken(state, u, state.masked), problem.mask_id)
+        if memo.reveals is not None:
+            call = served_as_decided(state)
+        else:
+            call = served(state, state.masked & (u < memo.unmask[k]))
         if call is None:
             return replace(state.without_call(), tokens=tokens)
-        t = memo.times[k].expand(call.batch.shape[0]).to(call.batch.device)
+        t = memo.times[k].expand(call.batch.shape[0])
         output = evaluate(problem, call.batch, t, call.local, call.position)
         drawn, stats = output.draw(position_streams(problem, call.row, call.position, k))
         tokens[call.row, call.position] = drawn
@@ -291,6 +341,9 @@ class _P2Memo:
     fixed: Tensor  # bool [B, L]: the prompt
     keep: Tensor  # int64 [steps, B]: tokens in place after each step, besides the prompt
     rows: Tensor | None  # int64: rows with anything to do; None: all
+    local: Tensor  # int64 [m]: row, within `rows`, of each position outside the prompt
+    position: Tensor  # int64 [m]
+    masks: tuple[int, ...]  # how many of them are masked before each step
     planner: Problem | None
 
 
@@ -374,7 +427,11 @@ class P2:
         compact = problem.cache and not problem.whole_batch
         rows = number.nonzero()[:, 0] if compact and not bool(number.all()) else None
         idle = problem.cache and not bool(number.any())
-        return first_state(problem, 0 if idle else steps, _P2Memo(fixed, keep, rows, planner))
+        local, position = (~fixed if rows is None else ~fixed[rows]).nonzero(as_tuple=True)
+        every = position.numel()
+        masks = (every, *(every - kept for kept in keep[:-1].sum(1).tolist()))
+        memo = _P2Memo(fixed, keep, rows, local, position, masks, planner)
+        return first_state(problem, 0 if idle else steps, memo)
 
     @torch.no_grad()
     def step(self, state: State) -> State:
@@ -383,14 +440,17 @@ class P2:
         batch = state.tokens if memo.rows is None else state.tokens[memo.rows]
         rows = torch.arange(batch.shape[0], device=batch.device) if memo.rows is None else memo.rows
         masked, loose = batch == problem.mask_id, ~memo.fixed[rows]
-        local, position = loose.nonzero(as_tuple=True)
-        new = masked[local, position]
+        local, position = memo.local, memo.position
+        # How many are masked is known, so that nothing is read on a device to tell them apart.
+        empty = masked[local, position]
+        parted = (~empty).to(torch.uint8).argsort(stable=True)
+        many = int(empty.sum()) if empty.is_cpu else memo.masks[k]
+        new, old = parted[:many], parted[many:]
         output = evaluate(problem, batch, None, local, position)
         streams = position_streams(problem, rows[local[new]], position[new], k)
         drawn, _, log_prob = output[new].draw_with_confidence(streams)
         filled = batch.clone()
         filled[local[new], position[new]] = drawn
-        old = ~new
         held = batch[local[old], position[old]]
         if memo.planner is None:
             belief = output[old].log_prob(held)
@@ -406,4 +466,5 @@ class P2:
         tokens = torch.where(keep | ~loose, filled, problem.mask_id)
         if memo.rows is not None:
             tokens = state.tokens.index_copy(0, memo.rows, tokens)
-        return state.after(tokens, memo.rows, int((keep & masked).sum()))
+        revealed = (keep & masked).sum()
+        return state.after(tokens, memo.rows, int(revealed) if revealed.is_cpu else revealed)

@@ -156,7 +156,7 @@ class _UniformSampler(ABC):
         free = (
             problem.shape[0] * problem.shape[1] if prompt is None else int((prompt == problem.mask_id).sum())
         )
-        state = first_state(problem, steps, (times, noises.tolist(), free))
+        state = first_state(problem, steps, (times.tolist(), noises.tolist(), free))
         u = random.uniform(problem.shape, rng=problem.streams, dtype=torch.float64, device=problem.device)
         banned = set(problem.banned or ())
         allowed = torch.tensor([v for v in range(self.vocab_size) if v not in banned], device=u.device)
@@ -177,7 +177,7 @@ class _UniformSampler(ABC):
         problem, k = state.problem, state.step
         times, _, free = state.memo
         batch, length = problem.shape
-        t = torch.full((batch,), float(times[k]), dtype=torch.float32, device=state.tokens.device)
+        t = torch.full((batch,), times[k], dtype=torch.float32, device=state.tokens.device)
         log_scores = problem.model(state.tokens, t)
         if log_scores.shape != (batch, length, self.vocab_size):
             raise ValueError(
@@ -185,11 +185,12 @@ class _UniformSampler(ABC):
                 f"{(batch, length, self.vocab_size)}"
             )
         streams, tokens = problem.streams.at(step=k), torch.empty_like(state.tokens)
+        rows = torch.arange(batch, device=tokens.device)  # a slice of streams would come from the host
         together = max(1, _ENTRIES // max(1, length * self.vocab_size))
         for first in range(0, batch, together):
             part = slice(first, first + together)
             law = forbid(self.transition(state, state.tokens[part], log_scores[part]), problem)
-            tokens[part] = categorical(law, rng=streams[part])
+            tokens[part] = categorical(law, rng=streams[rows[part]])
         return self._with_prompt(state.after(tokens, None, free), tokens)
 
 
