@@ -2,8 +2,8 @@
 # Everything there is to see on a GPU machine, in one command and well under ten minutes: bench/gpu.sh [RESULTS].
 # Nothing is taken from the network. First, side by side: the kernel suite, the checks, a run of every timed call
 # (both compile the kernels), and the build of the compiled core. Then, alone, the timings, and the core on this
-# machine's CPU. Where the core does not build, the reference and the kernels run without it. DRIFTMAX_GPU_ARGS="--device cpu" with
-# TRITON_INTERPRET=1 is a dry run.
+# machine's CPU. Where the core does not build, the reference and the kernels run without it.
+# DRIFTMAX_GPU_ARGS="--device cpu" with TRITON_INTERPRET=1 is a dry run.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

@@ -440,8 +440,7 @@ def specialisations() -> Iterator[tuple[Any, ...]]:
         yield (logits, tokens, stats, *one, *off, 0)
         yield (logits, tokens, None, *one, *off, 1)
         yield (logits[:, :1000], tokens, stats, *one, *off, 0)
-        for kept in (None, stats):
-            yield (logits, tokens, kept, *one, 1.0, None, 50, None, 0.9, None, 0.0, None, 0)
+        yield (logits, tokens, stats, *one, 1.0, None, 50, None, 0.9, None, 0.0, None, 0)
     yield (torch.empty(1, 1).expand(2, 2**19), tokens, None, *one, *off, 0)  # blocks for more than one tile
     logits = torch.empty(2, 50257)  # a vocabulary no load of which is aligned
     yield (logits, tokens, None, *one, *off, 0)

@@ -17,7 +17,6 @@ from driftmax.kernels.narrow import LIST, NOTHING, WHOLE, law_of, middle, narrow
 from driftmax.kernels.philox import element_words, single_words, stream_words
 from driftmax.kernels.race import (
     exact_scores,
-    first_where,
     largest,
     per_draw,
     powers,
@@ -27,6 +26,7 @@ from driftmax.kernels.race import (
     store_stats,
     total,
     widened,
+    winner_of,
 )
 from torch import Tensor
 
@@ -261,15 +261,6 @@ def above_min_p(values, top, scale, m):
     return tl.exp(values.to(tl.float64) / scale - top.to(tl.float64) / scale) >= m
 
 
-@triton.jit
-def fold(scores, index, best, token):
-    """Fold a tile's scores into the best so far: the largest, lowest index on ties, tiles in any order."""
-    top = largest(scores)
-    at = first_where(scores == top, index)
-    better = (top > best) | ((top == best) & (at < token))
-    return tl.where(better, top, best), tl.where(better, at, token)
-
-
 @triton.jit(
     do_not_specialize=["seed_lo", "seed_hi", "seeds_stride", "step", "t_lo", "t_hi", "n1", "draws", "k"]
 )
@@ -321,7 +312,7 @@ def filtered(
                 hi = element_words(first // 4, RACE, TOKEN, 0, k0, k1, position, number, row_id)
             if largest(reaches(values, best, scale, greedy, hi).to(tl.int32)) > 0:
                 lo = single_words(index, TOKEN, 1, k0, k1, position, number, row_id)
-                best, token = fold(exact_scores(values, scale, greedy, hi, lo), index, best, token)
+                best, token = winner_of(exact_scores(values, scale, greedy, hi, lo), index, best, token)
             if stats is not None:
                 exponent, e = powers(values, peak, scale)
                 kept_mass += total(e).to(tl.float64)

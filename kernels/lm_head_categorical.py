@@ -47,7 +47,7 @@ NEVER = tl.constexpr(0x7FFFFFFF)  # above every clock
 
 
 @triton.jit
-def race_tile(
+def tile_leaders(
     logits, draw, local, first, tile, count, tiles, n1,
     seed_lo, seed_hi, seeds, seeds_stride, rows, positions, step, steps,
     t_lo, t_hi, temperatures, numbers, leaders,
@@ -129,26 +129,17 @@ def head_tiles(
     program = tl.program_id(0)
     bands = tl.cdiv(count, D)  # neighbours share the tile of the weight
     tile = program // bands
-    base = (program - tile * bands).to(tl.int64) * D
+    local = (program - tile * bands).to(tl.int64) * D + tl.arange(0, D)
     first = tile.to(tl.int64) * N
-    draw = begin + tl.minimum(base + tl.arange(0, D), count - 1)
+    draw = begin + tl.minimum(local, count - 1)
     logits = project(
         hidden, weight, bias, draw, first, vocab, depth, h0, h1, w0, w1, D, N, K, SWAP, EVEN, WIDEN
     )
-    # At most 128 draws at a time: the race of more does not fit the registers.
-    P: tl.constexpr = 128 if D > 128 else D
-    if D > P:
-        upper, lower = tl.split(tl.permute(tl.reshape(logits, (2, P, N)), (1, 2, 0)))
-    else:
-        upper = logits
-    for part in tl.static_range(0, D // P):
-        local = base + part * P + tl.arange(0, P)
-        race_tile(
-            upper if part == 0 else lower,
-            begin + tl.minimum(local, count - 1), local, first, tile, count, tiles, n1,
-            seed_lo, seed_hi, seeds, seeds_stride, rows, positions, step, steps,
-            t_lo, t_hi, temperatures, numbers, leaders, P, N, SWAP, NVIDIA, STATS,
-        )  # fmt: skip
+    tile_leaders(
+        logits, draw, local, first, tile, count, tiles, n1,
+        seed_lo, seed_hi, seeds, seeds_stride, rows, positions, step, steps,
+        t_lo, t_hi, temperatures, numbers, leaders, D, N, SWAP, NVIDIA, STATS,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -326,8 +317,7 @@ def _shared_memory(device: torch.device) -> int:
 
 #: Draws of a tile: (depth of a step for 16-bit numbers, warps, stages), the fastest of those tried on an
 #: H100. No bit depends on them. Tiles of 256 draws were slower than twice 128.
-_MOST = 128  # draws of a tile
-_TILES = {16: (128, 4, 4), 32: (128, 4, 2), 64: (128, 4, 2), 128: (64, 8, 6), 256: (64, 8, 4)}
+_TILES = {16: (128, 4, 4), 32: (128, 4, 2), 64: (128, 4, 2), 128: (64, 8, 6)}
 
 
 def _tile(shape: tuple[Any, ...], count: int) -> dict[str, Any]:
@@ -335,7 +325,7 @@ def _tile(shape: tuple[Any, ...], count: int) -> dict[str, Any]:
     hidden, vocab, depth = shape[0], shape[4], shape[5]
     size = hidden.element_size()
     # AMD's matrix instructions change their depth below 32, and float32 has no matrix instruction to feed.
-    least, most = 32 if torch.version.hip else 16, _MOST if size == 2 else 64
+    least, most = 32 if torch.version.hip else 16, 128 if size == 2 else 64
     wide = min(max(triton.next_power_of_2(count), least), most)
     deep, warps, stages = _TILES[wide]
     deep = deep if size == 2 else 32

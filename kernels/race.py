@@ -115,11 +115,13 @@ def first_where(condition, index):
 
 @triton.jit
 def winner_of(scores, index, best, best_index):
-    """Fold a tile's scores into the best so far: the largest, lowest index on ties, NaN never."""
+    """Fold a tile's scores into the best so far: the largest, lowest index on ties, NaN never; tiles in any
+    order.
+    """
     scores = tl.where(scores == scores, scores, float("-inf"))
     top = largest(scores)
     at = first_where(scores == top, index)
-    better = top > best
+    better = (top > best) | ((top == best) & (at < best_index))
     return tl.where(better, top, best), tl.where(better, at, best_index)
 
 

@@ -269,8 +269,8 @@ class Threshold(Adaptive):
         As for `Confidence`.
     lookahead : int, default 0
         On a GPU: give it up to that many further calls before hearing whether a mask is left. 0 waits for the
-        device after each call, so that none is made in vain; with more it never idles, and at most so many
-        calls come to nothing at the end. The tokens are the same. The CPU ignores it.
+        device after each call, so that none is made in vain; with more it has the next call to go on with,
+        and at most so many come to nothing at the end. The tokens are the same. The CPU ignores it.
 
     Raises
     ------

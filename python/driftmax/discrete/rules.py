@@ -384,8 +384,10 @@ class Adaptive(Rule):
     def _rows(self, state: State) -> Tensor | None:
         if not state.problem.cache or state.problem.whole_batch:
             return None
-        active = sum(number > 0 for number in state.memo.left)
         idle = ~state.masked.any(1)
+        if idle.is_cpu:
+            return (~idle).nonzero()[:, 0]
+        active = sum(number > 0 for number in state.memo.left)
         return idle.to(torch.uint8).argsort(stable=True)[:active]
 
     def _expected(self, state: State) -> tuple[int | None, int | None]:
