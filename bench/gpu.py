@@ -33,6 +33,7 @@ CHECKS: dict[str, Group] = {
     "head": gpu_checks.check_head,
     "steps": gpu_checks.check_steps,
     "samplers": gpu_discrete.check_samplers,
+    "uniform": gpu_discrete.check_uniform,
     "loops": gpu_discrete.check_loops,
     "networks": gpu_discrete.check_networks,
 }

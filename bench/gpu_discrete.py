@@ -33,6 +33,8 @@ from driftmax.discrete import (
     Sampler,
     State,
     Threshold,
+    UniformAnalytic,
+    UniformEuler,
     sample,
 )
 from driftmax.discrete.bytes_model import load_bytes_model
@@ -43,7 +45,7 @@ from torch.nn import functional
 from .cases.discrete import careful_ancestral, plain_ancestral
 from .gpu_session import Run, Session, equal
 
-__all__ = ["bench_discrete", "check_loops", "check_networks", "check_samplers"]
+__all__ = ["bench_discrete", "check_loops", "check_networks", "check_samplers", "check_uniform"]
 
 VOCAB, BATCH, LENGTH = 50, 5, 64
 
@@ -75,6 +77,12 @@ class OneHot(Neighbours):
 
     def __call__(self, tokens: Tensor, t: Tensor | None = None) -> Tensor:
         return functional.linear(self.features(tokens), self.head.weight)
+
+
+class Scores(Neighbours):
+    """The same numbers as log-scores of uniform-state diffusion."""
+
+    time_independent = False
 
 
 @contextmanager
@@ -126,6 +134,9 @@ ADAPTIVE: list[tuple[Sampler, int | None]] = [
     (Threshold(0.5, lookahead=1), None),
     (Factor(1.0, block_length=16, lookahead=2), None),
 ]
+
+
+UNIFORM: list[tuple[Sampler, int | None]] = [(UniformAnalytic(VOCAB), 16), (UniformEuler(VOCAB), 16)]
 
 
 AHEAD: list[Sampler] = [
@@ -190,6 +201,22 @@ def check_samplers(session: Session) -> None:
                 return f"{state.step} steps, {int(state.masked.sum())} masks left"
 
             session.check(f"no host reads: {model.__name__} {sampler} steps={steps} cache={cache}", reads)
+
+
+def check_uniform(session: Session) -> None:
+    """Uniform-state diffusion: the CPU's tokens, and no reads on the host."""
+    for sampler, steps in UNIFORM:
+
+        def tokens(sampler: Sampler = sampler, steps: int | None = steps) -> str:
+            here = torch.device("cpu")
+            with driftmax.use_backend("reference"):
+                wanted = run(sampler, sampler.init(problem_of(Scores(here), steps, here, cache=False)))
+            state = sampler.init(problem_of(Scores(session.device), steps, session.device, cache=False))
+            with no_host_reads(session.device):
+                state = run(sampler, state)
+            return equal(state.tokens.cpu(), wanted.tokens) + f", {state.step} steps without a host read"
+
+        session.check(f"tokens of the CPU: {sampler} steps={steps}", tokens)
 
 
 def check_loops(session: Session) -> None:

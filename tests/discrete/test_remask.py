@@ -437,6 +437,47 @@ def test_a_whole_batch_with_a_head_apart():
         assert torch.equal(got.tokens, wanted.tokens)
 
 
+class Everywhere:
+    """The same law at every position, by logits or by features and a head."""
+
+    time_independent = True
+
+    def __init__(self, head):
+        self.logits = torch.randn(7, generator=torch.Generator().manual_seed(0))
+        if head:
+            self.head = self.logits[:, None], None
+
+    def features(self, tokens):
+        return torch.ones(*tokens.shape, 1)
+
+    def __call__(self, tokens):
+        return self.logits.expand(*tokens.shape, 7)
+
+
+@pytest.mark.parametrize("head", [False, True])
+@pytest.mark.parametrize("filters", [{}, {"top_k": 5}], ids=str)
+def test_a_token_drawn_and_one_in_place_tie_exactly(head, filters):
+    """Both scores are the same number, not two roundings of it: a token in place stays until masks that drew
+    a likelier one fill the row, on every backend.
+    """
+    results = []
+    for backend in ("reference", "cpp"):
+        model = Everywhere(head)
+        with driftmax.use_backend(backend):
+            states = []
+            options = {"mask_id": 7, "sampler": P2(), "schedule": Linear(), "steps": 8, "rng": 0, **filters}
+            sample(model, (16, 24), callback=states.append, **options)
+        probability = model.logits.log_softmax(0)
+        for before, after in itertools.pairwise(states):
+            gone = after.masked & ~before.masked
+            fresh = ~after.masked & before.masked
+            for row in gone.any(1).nonzero().flatten().tolist():
+                worst = probability[before.tokens[row][gone[row]]].max()
+                assert probability[after.tokens[row][fresh[row]]].min() > worst
+        results.append(states[-1].tokens)
+    assert torch.equal(*results)
+
+
 def test_eta_weighs_probabilities():
     """Positions 0 and 1 of 3 are in place at probabilities 0.9 and 0.5; the mask's draw has 0.6; one must go.
 

@@ -54,23 +54,36 @@ class Output:
         One pass where the law drawn from is the model's or the draw is greedy, else two.
         """
         tokens, stats = self.draw(streams)
-        problem = self.problem
-        # At temperature 0 the statistics are those of the model's law, whatever the filters.
-        plain = problem.temperature == 0 or (problem.temperature == 1 and not problem.filtered)
-        return tokens, stats, stats.log_prob if plain else self.log_prob(tokens)
+        return tokens, stats, stats.log_prob if self._plain else self.log_prob(tokens)
 
-    @torch.no_grad()
+    def draw_comparably(self, streams: RowStreams) -> tuple[Tensor, Tensor]:
+        """Tokens and their log-probabilities, which tie exactly with `log_prob` of the same token under the
+        same law.
+        """
+        tokens, stats = self.draw(streams)
+        return tokens, self._under(stats.log_z, tokens) if self._plain else self.log_prob(tokens)
+
     def log_prob(self, tokens: Tensor) -> Tensor:
         """The model's log-probability of `tokens` [m], before temperature and filters: a further pass."""
         _, stats = self._categorical(rng=0, temperature=0.0)
-        dtype = stats.log_z.dtype
+        return self._under(stats.log_z, tokens)
+
+    @property
+    def _plain(self) -> bool:
+        """Whether a draw's statistics are those of the model's law; at temperature 0 they always are."""
+        problem = self.problem
+        return problem.temperature == 0 or (problem.temperature == 1 and not problem.filtered)
+
+    @torch.no_grad()
+    def _under(self, log_z: Tensor, tokens: Tensor) -> Tensor:
+        dtype = log_z.dtype
         if self.head is None:
             logit = self.values.gather(1, tokens[:, None])[:, 0].to(dtype)
         else:
             weight, bias = self.head
             logit = (self.values.to(dtype) * weight[tokens].to(dtype)).sum(1)
             logit = logit if bias is None else logit + bias[tokens].to(dtype)
-        return logit - stats.log_z
+        return logit - log_z
 
     def _categorical(self, **options: Any) -> tuple[Tensor, CategoricalStats]:
         if self.head is None:

@@ -448,7 +448,7 @@ class P2:
         new, old = parted[:many], parted[many:]
         output = evaluate(problem, batch, None, local, position)
         streams = position_streams(problem, rows[local[new]], position[new], k)
-        drawn, _, log_prob = output[new].draw_with_confidence(streams)
+        drawn, log_prob = output[new].draw_comparably(streams)
         filled = batch.clone()
         filled[local[new], position[new]] = drawn
         held = batch[local[old], position[old]]
