@@ -275,6 +275,14 @@ def window_total(counts, masses, blocks, Q: tl.constexpr):
 
 
 @triton.jit
+def running(values):
+    """Sums of int32 `values` up to and including each, int32."""
+    # Triton 3.2 interprets a sum in numpy's int64 and calls it int32: a store would write over the next
+    # element. Compiled, the two casts are nothing.
+    return tl.cumsum(values, axis=0).to(tl.int64).to(tl.int32)
+
+
+@triton.jit
 def place_blocks(inner, inner_blocks, outer, blocks, begin, sure, sure_blocks, edge, Q: tl.constexpr):
     """`sure` and `edge`: where in the list a block's tokens of the inner window and of the border start, -1
     where there are none to list.
@@ -289,8 +297,8 @@ def place_blocks(inner, inner_blocks, outer, blocks, begin, sure, sure_blocks, e
         mask = index < blocks
         own = tl.load(inner + index, mask=index < inner_blocks, other=0)
         others = tl.load(outer + index, mask=mask, other=0) - own
-        place = before + tl.cumsum(own, axis=0) - own
-        edge_place = edge_before + tl.cumsum(others, axis=0) - others
+        place = before + running(own) - own
+        edge_place = edge_before + running(others) - others
         tl.store(sure + index, tl.where((own > 0) & (index < sure_blocks), place, -1), mask=mask)
         tl.store(edge + index, tl.where(others > 0, edge_place, -1), mask=mask)
         before += tl.sum(own, axis=0)
