@@ -43,9 +43,10 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def nightly(session: nox.Session) -> None:
-    """The long statistics and the pretrained model, with everything else."""
+    """The long statistics and the pretrained model, with everything else; all kernels for all targets."""
     install(session, "test", "examples")
     session.run("python", "-m", "pytest", "-m", "slow or not slow", *session.posargs)
+    session.run("driftmax", "compile")
 
 
 @nox.session

@@ -134,14 +134,18 @@ def _row(target: str, error: str) -> aot.CompiledKernel:
 def test_compile_prints_a_table_and_fails_with_its_kernels(
     error: str, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def compile_kernels(targets: list[str], *, progress: Callable[[Any], None]) -> list[aot.CompiledKernel]:
+    def compile_kernels(
+        targets: list[str], *, spread: bool, progress: Callable[[Any], None]
+    ) -> list[aot.CompiledKernel]:
+        assert spread == (error == "")
         rows = [_row(target, error if target == "sm_90" else "") for target in targets]
         for row in rows:
             progress(row)
         return rows
 
     monkeypatch.setattr(aot, "compile_kernels", compile_kernels)
-    assert cli.main(["compile", "--targets", "sm_80, sm_90"]) == code
+    spread = [] if error else ["--spread"]
+    assert cli.main(["compile", "--targets", "sm_80, sm_90", *spread]) == code
     printed = capsys.readouterr().out
     assert "sm_80    categorical              ok " in printed
     assert f"{2 - code} of 2 kernels compiled for sm_80, sm_90" in printed

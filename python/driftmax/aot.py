@@ -268,10 +268,28 @@ def _in_worker(ops: tuple[str, ...]) -> list[_Specialisation]:
     return _distinct(ops)
 
 
+def _spread(targets: Sequence[str], found: Sequence[_Specialisation]) -> list[tuple[str, int]]:
+    """(target, number) pairs: a target of each vendor for every specialisation, in turn, and all targets for
+    the first specialisation of every kernel.
+    """
+    vendors = [[t for t in targets if t.startswith(name)] for name in ("sm", "gfx")]
+    seen: set[str] = set()
+    wanted: set[tuple[str, int]] = set()
+    for number, what in enumerate(found):
+        name = what.kernel.__name__
+        chosen = [some[number % len(some)] for some in vendors if some] if name in seen else targets
+        seen.add(name)
+        wanted.update((target, number) for target in chosen)
+    return [
+        (target, number) for target in targets for number in range(len(found)) if (target, number) in wanted
+    ]
+
+
 def compile_kernels(
     targets: Sequence[str] = TARGETS,
     *,
     ops: Sequence[str] = OPS,
+    spread: bool = False,
     workers: int | None = None,
     progress: Callable[[CompiledKernel], None] | None = None,
 ) -> list[CompiledKernel]:
@@ -285,6 +303,9 @@ def compile_kernels(
         ``sm_XX`` (NVIDIA) and ``gfxXXX`` (AMD) architectures.
     ops : sequence of str, default `OPS`
         Which ops' kernels.
+    spread : bool, default False
+        Compile each specialisation (dtypes, constants) for one target of each vendor, in turn, and only each
+        kernel for all targets: about half of the work.
     workers : int, optional
         Processes; by default one per core, at most 8.
     progress : callable, optional
@@ -293,7 +314,8 @@ def compile_kernels(
     Returns
     -------
     list of CompiledKernel
-        One row per target and specialisation; a failure is a row with ``ok`` false, not an exception.
+        One row per target and specialisation, or as many of them as `spread` leaves; a failure is a row
+        with ``ok`` false, not an exception.
 
     Raises
     ------
@@ -315,7 +337,9 @@ def compile_kernels(
     if os.environ.get("TRITON_INTERPRET", "0") == "1":
         raise RuntimeError("kernels are interpreted under TRITON_INTERPRET=1; unset it to compile them")
     chosen = tuple(ops)
-    jobs = [(target, chosen, number) for target in targets for number in range(len(_distinct(chosen)))]
+    found = _distinct(chosen)
+    pairs = _spread(targets, found) if spread else [(t, k) for t in targets for k in range(len(found))]
+    jobs = [(target, chosen, number) for target, number in pairs]
     if workers is None:
         workers = min(8, os.cpu_count() or 1)
     rows: list[CompiledKernel] = []

@@ -84,6 +84,11 @@ def _parser() -> argparse.ArgumentParser:
     compile_.add_argument(
         "--targets", default=TARGETS, metavar="LIST", help=f"comma-separated (default {TARGETS})"
     )
+    compile_.add_argument(
+        "--spread",
+        action="store_true",
+        help="each specialisation for one target of each vendor, in turn, and each kernel for all targets",
+    )
     compile_.set_defaults(run=_compile)
     return parser
 
@@ -180,7 +185,9 @@ def _compile(arguments: argparse.Namespace) -> int:
     if not targets:
         raise ValueError(f"--targets names no target; the default is {TARGETS}")
     print(f"{'target':<8} {'kernel':<24} {'result':<7} {'registers':>9} {'bytes':>8} {'time':>7}  variant")
-    rows = aot.compile_kernels(targets, progress=lambda row: print(_compiled(row), flush=True))
+    rows = aot.compile_kernels(
+        targets, spread=arguments.spread, progress=lambda row: print(_compiled(row), flush=True)
+    )
     failed = [row for row in rows if not row.ok]
     print(f"{len(rows) - len(failed)} of {len(rows)} kernels compiled for {', '.join(targets)}")
     for row in failed:

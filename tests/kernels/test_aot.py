@@ -71,6 +71,19 @@ def test_unknown_targets_are_refused_before_any_work(target: str) -> None:
         aot.compile_kernels([target])
 
 
+def test_spread_leaves_out_no_specialisation_and_no_kernel() -> None:
+    found = aot._distinct(aot.OPS)
+    pairs = aot._spread(aot.TARGETS, found)
+    assert len(set(pairs)) == len(pairs) < 0.65 * len(found) * len(aot.TARGETS)
+    numbers = set(range(len(found)))
+    assert {number for target, number in pairs if target == "gfx942"} == numbers
+    assert {number for target, number in pairs if target != "gfx942"} == numbers
+    for target in aot.TARGETS:
+        here = {found[number].kernel.__name__ for at, number in pairs if at == target}
+        assert here == {what.kernel.__name__ for what in found}
+    assert aot._spread(["sm_90"], found) == [("sm_90", number) for number in range(len(found))]
+
+
 SCRIPT = """
 from driftmax import aot
 wanted = [s for s in aot._distinct(["categorical"]) if s.kernel.__name__ == "block_sums"][0]
