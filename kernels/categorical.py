@@ -43,10 +43,10 @@ SUMMARY = tl.constexpr(64)  # quarter of the blocks that `row_summary` takes at 
 
 
 @triton.jit
-def store_block(values, scale, sink, plane):
+def store_block(values, scale, sink, plane, COARSE: tl.constexpr):
     """A block's maximum m, sum of e = exp((l - m)/T) and of log2(e) e: at `sink`, each `plane` further."""
     top = tl.max(values, axis=0)
-    exponent, mass = powers(values, tl.where(top == float("-inf"), 0.0, top), scale)
+    exponent, mass = powers(values, tl.where(top == float("-inf"), 0.0, top), scale, COARSE)
     tl.store(sink, top)
     tl.store(sink + plane, tl.sum(mass, axis=0))
     tl.store(sink + 2 * plane, tl.sum(exponent * mass, axis=0))
@@ -66,10 +66,11 @@ def block_sums(
     row = row_of(logits, draw, n1, s0, s1)
     sink = sums + draw * blocks
     plane = draws.to(tl.int64) * blocks
+    coarse: tl.constexpr = logits.dtype.element_ty.primitive_bitwidth == 16
     for block in range(part * each, tl.minimum((part + 1) * each, blocks)):
         index = tl.cast(block, tl.int64) * BLOCK + tl.arange(0, BLOCK)
         values = widened(tl.load(row + index, mask=index < vocab, other=float("-inf")))
-        store_block(values, scale, sink + block, plane)
+        store_block(values, scale, sink + block, plane, coarse)
 
 
 @triton.jit

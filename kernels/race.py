@@ -231,26 +231,31 @@ def report(status, draw, code):
 
 
 @triton.jit
-def powers(values, top, scale):
+def powers(values, top, scale, COARSE: tl.constexpr = False):
     """(log2 of exp(y - y_top), its power of two) of logits `values` under their maximum `top`, in `values`'
     precision.
 
     float32: the quotient log2(e)/T has two parts, so that the argument's error is that of two roundings.
-    The clamps keep -inf and overflow out of inf - inf, and let NaN through.
+    COARSE: logits of 16 bits, whose differences are mostly exact, so that one part does as well. The clamps
+    keep -inf and overflow out of inf - inf, and let NaN through; 2**-1100 is 0 in both precisions.
     """
     if values.dtype == tl.float64:
         exponent = (values - top) / scale * LOG2E
+        exponent = tl.maximum(exponent, -1100.0, propagate_nan=tl.PropagateNan.ALL)
     else:
         factor = LOG2E / scale
         if (scale > 1e-30) & (scale < 1e30):
             high = factor.to(tl.float32)
-            low = (factor - high.to(tl.float64)).to(tl.float32)
-            gap = tl.maximum(values - top, -3.0e38, propagate_nan=tl.PropagateNan.ALL)
-            exponent = tl.fma(gap, high, gap * low)
+            floor = (-1100.0 / factor).to(tl.float32)
+            gap = tl.maximum(values - top, floor, propagate_nan=tl.PropagateNan.ALL)
+            if COARSE:
+                exponent = gap * high
+            else:
+                low = (factor - high.to(tl.float64)).to(tl.float32)
+                exponent = tl.fma(gap, high, gap * low)
         else:
             exponent = ((values.to(tl.float64) - top.to(tl.float64)) / scale * LOG2E).to(tl.float32)
-    # 2**-1100 is 0 in both precisions
-    exponent = tl.maximum(exponent, -1100.0, propagate_nan=tl.PropagateNan.ALL)
+            exponent = tl.maximum(exponent, -1100.0, propagate_nan=tl.PropagateNan.ALL)
     return exponent, tl.exp2(exponent)
 
 

@@ -103,6 +103,7 @@ def chosen_sums(
     """`sums` [3, draws, blocks], filled for as many draws as were chosen, in the order of the list."""
     items = tl.load(counter) * blocks
     plane = draws.to(tl.int64) * blocks
+    coarse: tl.constexpr = logits.dtype.element_ty.primitive_bitwidth == 16
     for item in range(tl.program_id(0).to(tl.int64), items, tl.num_programs(0)):
         place = item // blocks
         first = (item - place * blocks) * BLOCK
@@ -112,7 +113,7 @@ def chosen_sums(
         index = first + tl.arange(0, BLOCK)
         values = widened(tl.load(row + index, mask=index < vocab, other=float("-inf")))
         values = without(values, index, first, BLOCK, mask_id, forbidden, forbidden_count)
-        store_block(values, scale, sums + item, plane)
+        store_block(values, scale, sums + item, plane, coarse)
 
 
 @triton.jit(
