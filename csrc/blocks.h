@@ -56,9 +56,8 @@ template <typename E> Scale row_scale(const typename E::raw* row, int64_t vocab,
 
 // A logit's y as n + r, an integer and a rest of at most 1/2, so that its exponential is 2^n * exp2_poly(r).
 struct Parts {
-    f32x16 seen;   // what the maximum is taken of; see top()
-    f32x16 power;  // 2^n
-    f32x16 r, y;   // y is raised to kLowest, so that -inf and everything far below the reference gives (almost) nothing
+    reg power;  // 2^n
+    reg r, y;   // y is raised to kLowest, so that -inf and everything far below the reference gives (almost) nothing
 };
 constexpr float kLowest = -125.0f, kRounder = kMagic + 127.0f;
 
@@ -71,10 +70,11 @@ struct NearForm {
           rounder(kRounder - s.reference),
           lowest((s.reference + kLowest) / s.c) {}
     bool usable() const { return std::fabs(reference) < 0x1p21f && std::fabs(lowest) < kInfF; }
-    DRIFTMAX_INLINE Parts operator()(f32x16 l) const {
-        f32x16 kept = max(splat(lowest), l);  // keeps NaN
-        f32x16 t = fma(kept, splat(c), splat(rounder));
-        return {l, power_of(t), fma(kept, splat(c), splat(rounder) - t), fma(kept, splat(c), splat(-reference))};
+    DRIFTMAX_INLINE f32x16 values(const f32x16& l) const { return l; }
+    DRIFTMAX_INLINE Parts operator()(reg l) const {
+        reg kept = p_max(p_set(lowest), l);  // keeps NaN
+        reg t = p_fma(kept, p_set(c), p_set(rounder));
+        return {power_of(t), p_fma(kept, p_set(c), p_sub(p_set(rounder), t)), p_fma(kept, p_set(c), p_set(-reference))};
     }
     DRIFTMAX_INLINE f32x16 top(f32x16 seen) const { return fma(seen, splat(c), splat(-reference)); }
 };
@@ -83,27 +83,33 @@ struct NearForm {
 template <typename E> struct FarForm {
     Scale scale;
     explicit FarForm(const Scale& s) : scale(s) {}
-    template <typename L> DRIFTMAX_INLINE Parts operator()(const L& l) const {
-        f32x16 y = E::scaled(l, scale), kept = max(splat(kLowest), y);
-        f32x16 t = kept + splat(kRounder);
-        return {y, power_of(t), kept + (splat(kRounder) - t), kept};
+    template <typename L> DRIFTMAX_INLINE f32x16 values(const L& l) const { return E::scaled(l, scale); }
+    DRIFTMAX_INLINE Parts operator()(reg y) const {
+        reg kept = p_max(p_set(kLowest), y), t = p_add(kept, p_set(kRounder));
+        return {power_of(t), p_add(kept, p_sub(p_set(kRounder), t)), kept};
     }
     DRIFTMAX_INLINE f32x16 top(f32x16 seen) const { return seen; }
 };
 
 struct Sums {
-    f32x16 sum, weighted, top;
+    f32x16 sum, weighted, top;  // the top is that of what the form calls values
 };
 
-template <bool weighted> DRIFTMAX_INLINE void accumulate(Sums& s, const Parts& x) {
-    s.top = max(s.top, x.seen);
-    f32x16 p = exp2_poly(x.r);
-    if constexpr (weighted) {
-        f32x16 e = p * x.power;
-        s.sum = s.sum + e;
-        s.weighted = fma(x.y, e, s.weighted);
-    } else {
-        s.sum = add_product(p, x.power, s.sum);
+// One register from beginning to end, then the next, and coefficients from memory: else AVX2's sixteen registers do not hold
+// the sums, whose way through memory, one turn after another, costs more than the arithmetic.
+template <bool weighted, typename Form> DRIFTMAX_INLINE void accumulate(Sums& s, const Form& form, const f32x16& values) {
+    const float* table = opaque(kExp2.row[0]);
+    for (int i = 0; i < kRegs; ++i) {
+        s.top.r[i] = p_max(s.top.r[i], values.r[i]);
+        Parts x = form(values.r[i]);
+        reg p = exp2_poly(x.r, table);
+        if constexpr (weighted) {
+            reg e = p_mul(p, x.power);
+            s.sum.r[i] = p_add(s.sum.r[i], e);
+            s.weighted.r[i] = p_fma(x.y, e, s.weighted.r[i]);
+        } else {
+            s.sum.r[i] = p_add_product(p, x.power, s.sum.r[i]);
+        }
     }
 }
 
@@ -117,15 +123,15 @@ template <typename E, bool weighted, typename Form> Sums form_sums(const typenam
             const char* ahead = reinterpret_cast<const char*>(p + j);
             __builtin_prefetch(ahead + 1024);
             __builtin_prefetch(ahead + 8192, 0, 2);  // over the page's end, where the hardware's prefetcher stops
-            accumulate<weighted>(s, form(E::load(p + j)));
+            accumulate<weighted>(s, form, form.values(E::load(p + j)));
         }
         total.sum = total.sum + s.sum;
         total.weighted = total.weighted + s.weighted;
         total.top = s.top;
     }
     Sums s{splat(0), splat(0), total.top};
-    for (; i + 16 <= n; i += 16) accumulate<weighted>(s, form(E::load(p + i)));
-    if (i < n) accumulate<weighted>(s, form(load_part<E>(p + i, n - i)));
+    for (; i + 16 <= n; i += 16) accumulate<weighted>(s, form, form.values(E::load(p + i)));
+    if (i < n) accumulate<weighted>(s, form, form.values(load_part<E>(p + i, n - i)));
     return {total.sum + s.sum, total.weighted + s.weighted, form.top(s.top)};
 }
 

@@ -59,8 +59,11 @@ public:
     // Tokens [begin, begin + n), n <= 1024, begin a multiple of 4; row points to token 0.
     template <typename E> void run(const typename E::raw* row, int64_t begin, int64_t n) {
         alignas(64) uint32_t hi[kBlock];
-        philox_words(hi, noise_, static_cast<uint64_t>(begin) / 4, (n + 3) / 4);
         const typename E::raw* p = row + begin;
+        // The logits are on their way while the words are made.
+        for (int64_t byte = 0; byte < n * static_cast<int64_t>(sizeof *p); byte += 64)
+            __builtin_prefetch(reinterpret_cast<const char*>(p) + byte);
+        philox_words(hi, noise_, static_cast<uint64_t>(begin) / 4, (n + 3) / 4);
         bool blunt = Sink::kFavourite;  // could a better score of this block still sharpen the screen?
         for (int64_t i = 0; i < n; i += 16) {
             uint32_t alive = screen<E>(p, i, n, hi);

@@ -34,6 +34,12 @@
 
 DRIFTMAX_BEGIN
 
+// The same pointer, of which a compiler knows nothing any more, so that it cannot load ahead what is behind it.
+template <typename T> DRIFTMAX_INLINE const T* opaque(const T* p) {
+    __asm__("" : "+r"(p));
+    return p;
+}
+
 // ---- one native register ---------------------------------------------------------------------------------------------
 #if DRIFTMAX_AVX512
 using reg = __m512;
@@ -341,11 +347,11 @@ DRIFTMAX_INLINE f32x16 operator-(f32x16 a, f32x16 b) { DRIFTMAX_EACH(f32x16, p_s
 DRIFTMAX_INLINE f32x16 operator*(f32x16 a, f32x16 b) { DRIFTMAX_EACH(f32x16, p_mul(a.r[i], b.r[i])); }
 DRIFTMAX_INLINE f32x16 fma(f32x16 a, f32x16 b, f32x16 c) { DRIFTMAX_EACH(f32x16, p_fma(a.r[i], b.r[i], c.r[i])); }
 // a * b + c where a * b is exact (b a power of two): one rounding, fused or not.
-DRIFTMAX_INLINE f32x16 add_product(f32x16 a, f32x16 b, f32x16 c) {
+DRIFTMAX_INLINE reg p_add_product(reg a, reg b, reg c) {
 #if DRIFTMAX_AVX512 || DRIFTMAX_AVX2 || DRIFTMAX_NEON
-    return fma(a, b, c);
+    return p_fma(a, b, c);
 #else
-    return a * b + c;
+    return p_add(p_mul(a, b), c);
 #endif
 }
 // b where either is NaN

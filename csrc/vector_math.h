@@ -8,15 +8,26 @@ DRIFTMAX_BEGIN
 
 constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer and leaves that in the low bits
 
-// 2^r for |r| <= 1/2, relative error 2^-23.4, exactly 1 at 0.
-DRIFTMAX_INLINE f32x16 exp2_poly(f32x16 r) {
-    f32x16 p = splat(0x1.5bba18p-10f);
-    p = fma(p, r, splat(0x1.3cea88p-7f));
-    p = fma(p, r, splat(0x1.c6b752p-5f));
-    p = fma(p, r, splat(0x1.ebf9bcp-3f));
-    p = fma(p, r, splat(0x1.62e42ap-1f));
-    return fma(p, r, splat(1.0f));
+// 2^r for |r| <= 1/2, relative error 2^-23.4, exactly 1 at 0. `table` is kExp2: where a compiler sees the coefficients, it keeps
+// them in registers that AVX2 needs for sums.
+struct alignas(64) Exp2Table {
+    float row[6][16];
+};
+constexpr Exp2Table exp2_table() {
+    const float coefficients[6] = {0x1.5bba18p-10f, 0x1.3cea88p-7f, 0x1.c6b752p-5f, 0x1.ebf9bcp-3f, 0x1.62e42ap-1f, 1.0f};
+    Exp2Table table{};
+    for (int i = 0; i < 6; ++i)
+        for (float& lane : table.row[i]) lane = coefficients[i];
+    return table;
 }
+static constexpr Exp2Table kExp2 = exp2_table();
+
+DRIFTMAX_INLINE reg exp2_poly(reg r, const float* table) {
+    reg p = p_set(kExp2.row[0][0]);
+    for (int i = 1; i < 6; ++i) p = p_fma(p, r, p_load(table + 16 * i));
+    return p;
+}
+DRIFTMAX_INLINE f32x16 exp2_poly(f32x16 r) { DRIFTMAX_EACH(f32x16, exp2_poly(r.r[i], kExp2.row[0])); }
 
 // 2^y for y in [-126, 127]. NaN gives garbage or NaN: callers watch y itself.
 DRIFTMAX_INLINE f32x16 exp2_16(f32x16 y) {
@@ -25,7 +36,7 @@ DRIFTMAX_INLINE f32x16 exp2_16(f32x16 y) {
 }
 
 // 2^n of t = kMagic + 127 + n, an integer n in [-126, 127].
-DRIFTMAX_INLINE f32x16 power_of(f32x16 t) { return as_float(shl<23>(as_int(t))); }
+DRIFTMAX_INLINE reg power_of(reg t) { return p_cast(p_shl<23>(p_icast(t))); }
 
 template <typename F> struct Real;
 
