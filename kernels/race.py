@@ -236,26 +236,27 @@ def powers(values, top, scale, COARSE: tl.constexpr = False):
     precision.
 
     float32: the quotient log2(e)/T has two parts, so that the argument's error is that of two roundings.
-    COARSE: logits of 16 bits, whose differences are mostly exact, so that one part does as well. The clamps
-    keep -inf and overflow out of inf - inf, and let NaN through; 2**-1100 is 0 in both precisions.
+    COARSE: logits of 16 bits, whose differences are mostly exact, so that one part does as well. The floor
+    keeps -inf and overflow out of inf - inf, and lets NaN through; 2**-1100 is 0 in both precisions.
     """
     if values.dtype == tl.float64:
         exponent = (values - top) / scale * LOG2E
         exponent = tl.maximum(exponent, -1100.0, propagate_nan=tl.PropagateNan.ALL)
     else:
+        # Temperatures beyond 2**60 shrink the logits first, or the floor would not be finite. Below 2**-126
+        # they act as that: logits that differ by 2**-115 then differ without end.
         factor = LOG2E / scale
-        if (scale > 1e-30) & (scale < 1e30):
-            high = factor.to(tl.float32)
-            floor = (-1100.0 / factor).to(tl.float32)
-            gap = tl.maximum(values - top, floor, propagate_nan=tl.PropagateNan.ALL)
-            if COARSE:
-                exponent = gap * high
-            else:
-                low = (factor - high.to(tl.float64)).to(tl.float32)
-                exponent = tl.fma(gap, high, gap * low)
+        shrink = tl.where(factor < 2.0**-60, 2.0**-60, 1.0)
+        factor = tl.minimum(tl.maximum(factor / shrink, 2.0**-100), 2.0**126)
+        high = factor.to(tl.float32)
+        floor = (-1100.0 / factor).to(tl.float32)
+        shrink = shrink.to(tl.float32)
+        gap = tl.fma(values, shrink, top * -shrink)
+        gap = tl.maximum(gap, floor, propagate_nan=tl.PropagateNan.ALL)
+        if COARSE:
+            exponent = gap * high
         else:
-            exponent = ((values.to(tl.float64) - top.to(tl.float64)) / scale * LOG2E).to(tl.float32)
-            exponent = tl.maximum(exponent, -1100.0, propagate_nan=tl.PropagateNan.ALL)
+            exponent = tl.fma(gap, high, gap * (factor - high.to(tl.float64)).to(tl.float32))
     return exponent, tl.exp2(exponent)
 
 

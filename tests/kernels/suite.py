@@ -5,6 +5,7 @@ tests/kernels/suite.py``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,8 @@ from driftmax import (
     random,
 )
 from driftmax.kernels import race
+from driftmax.kernels.categorical import Batch
+from driftmax.kernels.categorical import summed as block_sums
 from driftmax.reference import categorical as oracle
 from driftmax.reference import fill as reference_noise
 from driftmax.reference.philox import streams, words64
@@ -174,6 +177,26 @@ def test_block_race_agrees_within_its_bound(dtype: torch.dtype, device: torch.de
     torch.testing.assert_close(stats.margin, expected.margin, rtol=1e-5, atol=1e-5)
     greedy = categorical(logits, temperature=0, rng=11, backend="triton")
     assert torch.equal(greedy, logits.argmax(1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_block_sums_at_any_temperature(dtype: torch.dtype, device: torch.device) -> None:
+    """Rows that spread over a few nats up to a float32's limits; a uniform and a greedy one beyond."""
+    scale = torch.tensor([1.0, 1e-30, 1e15, 1e22, 1e36, 1e36, 1.0], device=device)
+    temperatures = [0.7, 1e-30, 1e15, 1e22, 1e36, 1e300, 1e-300]
+    temperature = torch.tensor(temperatures, dtype=torch.float64, device=device)
+    logits = (logits_of(7, 1500, device) * scale[:, None]).to(dtype)
+    top, mass, moment = block_sums(Batch(logits, 1.0, temperature)).double()
+    rows = torch.nn.functional.pad(logits.double(), (0, 548), value=-torch.inf).view(7, 2, 1024)
+    assert torch.equal(top, rows.amax(2))
+    y = (rows - rows.amax(2, keepdim=True)) / temperature[:, None, None]
+    share = y.exp()
+    torch.testing.assert_close(mass, share.sum(2), rtol=2e-6, atol=0)
+    wanted = torch.where(share > 0, y * share, 0.0).sum(2)
+    torch.testing.assert_close(moment * math.log(2), wanted, rtol=2e-6, atol=1e-7)
+    assert (mass[:5] > 1.5).all()
+    assert (mass[5] > 300).all()
+    assert (mass[6] < 20).all()
 
 
 def test_a_row_of_more_blocks_than_a_tile(device: torch.device) -> None:
