@@ -54,10 +54,20 @@ template <typename E> Scale row_scale(const typename E::raw* row, int64_t vocab,
     return scale;
 }
 
+// How many registers take each step together. AVX2's sixteen do not hold more of them beside the sums, whose way through memory,
+// one turn after another, costs more than the arithmetic; for the same reason the coefficients stay in memory. Elsewhere
+// registers are plenty, or a step is long.
+#if DRIFTMAX_AVX2
+constexpr int kTogether = 1;
+#else
+constexpr int kTogether = kRegs;
+#endif
+
 // A logit's y as n + r, an integer and a rest of at most 1/2, so that its exponential is 2^n * exp2_poly(r).
 struct Parts {
-    reg power;  // 2^n
-    reg r, y;   // y is raised to kLowest, so that -inf and everything far below the reference gives (almost) nothing
+    reg power[kTogether];  // 2^n
+    reg r[kTogether];
+    reg y[kTogether];  // raised to kLowest, so that -inf and everything far below the reference gives (almost) nothing
 };
 constexpr float kLowest = -125.0f, kRounder = kMagic + 127.0f;
 
@@ -71,10 +81,15 @@ struct NearForm {
           lowest((s.reference + kLowest) / s.c) {}
     bool usable() const { return std::fabs(reference) < 0x1p21f && std::fabs(lowest) < kInfF; }
     DRIFTMAX_INLINE f32x16 values(const f32x16& l) const { return l; }
-    DRIFTMAX_INLINE Parts operator()(reg l) const {
-        reg kept = p_max(p_set(lowest), l);  // keeps NaN
-        reg t = p_fma(kept, p_set(c), p_set(rounder));
-        return {power_of(t), p_fma(kept, p_set(c), p_sub(p_set(rounder), t)), p_fma(kept, p_set(c), p_set(-reference))};
+    DRIFTMAX_INLINE Parts operator()(const reg* l) const {
+        Parts x;
+        reg kept[kTogether], t[kTogether];
+        for (int k = 0; k < kTogether; ++k) kept[k] = p_max(p_set(lowest), l[k]);  // keeps NaN
+        for (int k = 0; k < kTogether; ++k) t[k] = p_fma(kept[k], p_set(c), p_set(rounder));
+        for (int k = 0; k < kTogether; ++k) x.r[k] = p_fma(kept[k], p_set(c), p_sub(p_set(rounder), t[k]));
+        for (int k = 0; k < kTogether; ++k) x.y[k] = p_fma(kept[k], p_set(c), p_set(-reference));
+        for (int k = 0; k < kTogether; ++k) x.power[k] = power_of(t[k]);
+        return x;
     }
     DRIFTMAX_INLINE f32x16 top(f32x16 seen) const { return fma(seen, splat(c), splat(-reference)); }
 };
@@ -84,9 +99,15 @@ template <typename E> struct FarForm {
     Scale scale;
     explicit FarForm(const Scale& s) : scale(s) {}
     template <typename L> DRIFTMAX_INLINE f32x16 values(const L& l) const { return E::scaled(l, scale); }
-    DRIFTMAX_INLINE Parts operator()(reg y) const {
-        reg kept = p_max(p_set(kLowest), y), t = p_add(kept, p_set(kRounder));
-        return {power_of(t), p_add(kept, p_sub(p_set(kRounder), t)), kept};
+    DRIFTMAX_INLINE Parts operator()(const reg* y) const {
+        Parts x;
+        for (int k = 0; k < kTogether; ++k) {
+            reg kept = p_max(p_set(kLowest), y[k]), t = p_add(kept, p_set(kRounder));
+            x.power[k] = power_of(t);
+            x.r[k] = p_add(kept, p_sub(p_set(kRounder), t));
+            x.y[k] = kept;
+        }
+        return x;
     }
     DRIFTMAX_INLINE f32x16 top(f32x16 seen) const { return seen; }
 };
@@ -95,20 +116,22 @@ struct Sums {
     f32x16 sum, weighted, top;  // the top is that of what the form calls values
 };
 
-// One register from beginning to end, then the next, and coefficients from memory: else AVX2's sixteen registers do not hold
-// the sums, whose way through memory, one turn after another, costs more than the arithmetic.
 template <bool weighted, typename Form> DRIFTMAX_INLINE void accumulate(Sums& s, const Form& form, const f32x16& values) {
     const float* table = opaque(kExp2.row[0]);
-    for (int i = 0; i < kRegs; ++i) {
-        s.top.r[i] = p_max(s.top.r[i], values.r[i]);
-        Parts x = form(values.r[i]);
-        reg p = exp2_poly(x.r, table);
-        if constexpr (weighted) {
-            reg e = p_mul(p, x.power);
-            s.sum.r[i] = p_add(s.sum.r[i], e);
-            s.weighted.r[i] = p_fma(x.y, e, s.weighted.r[i]);
-        } else {
-            s.sum.r[i] = p_add_product(p, x.power, s.sum.r[i]);
+    for (int first = 0; first < kRegs; first += kTogether) {
+        for (int k = first; k < first + kTogether; ++k) s.top.r[k] = p_max(s.top.r[k], values.r[k]);
+        const Parts x = form(values.r + first);
+        reg p[kTogether];
+        exp2_poly(x.r, p, table);
+        for (int k = 0; k < kTogether; ++k) {
+            reg &sum = s.sum.r[first + k], &moment = s.weighted.r[first + k];
+            if constexpr (weighted) {
+                reg e = p_mul(p[k], x.power[k]);
+                sum = p_add(sum, e);
+                moment = p_fma(x.y[k], e, moment);
+            } else {
+                sum = p_add_product(p[k], x.power[k], sum);
+            }
         }
     }
 }

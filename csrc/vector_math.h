@@ -22,12 +22,17 @@ constexpr Exp2Table exp2_table() {
 }
 static constexpr Exp2Table kExp2 = exp2_table();
 
-DRIFTMAX_INLINE reg exp2_poly(reg r, const float* table) {
-    reg p = p_set(kExp2.row[0][0]);
-    for (int i = 1; i < 6; ++i) p = p_fma(p, r, p_load(table + 16 * i));
+// Of n registers, step by step side by side.
+template <int n> DRIFTMAX_INLINE void exp2_poly(const reg (&r)[n], reg (&p)[n], const float* table) {
+    for (int k = 0; k < n; ++k) p[k] = p_set(kExp2.row[0][0]);
+    for (int i = 1; i < 6; ++i)
+        for (int k = 0; k < n; ++k) p[k] = p_fma(p[k], r[k], p_load(table + 16 * i));
+}
+DRIFTMAX_INLINE f32x16 exp2_poly(const f32x16& r) {
+    f32x16 p;
+    exp2_poly(r.r, p.r, kExp2.row[0]);
     return p;
 }
-DRIFTMAX_INLINE f32x16 exp2_poly(f32x16 r) { DRIFTMAX_EACH(f32x16, exp2_poly(r.r[i], kExp2.row[0])); }
 
 // 2^y for y in [-126, 127]. NaN gives garbage or NaN: callers watch y itself.
 DRIFTMAX_INLINE f32x16 exp2_16(f32x16 y) {
