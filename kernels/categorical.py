@@ -66,7 +66,8 @@ def block_sums(
     row = row_of(logits, draw, n1, s0, s1)
     sink = sums + draw * blocks
     plane = draws.to(tl.int64) * blocks
-    coarse: tl.constexpr = logits.dtype.element_ty.primitive_bitwidth == 16
+    kind: tl.constexpr = logits.dtype.element_ty
+    coarse: tl.constexpr = (kind == tl.float16) | (kind == tl.bfloat16)
     for block in range(part * each, tl.minimum((part + 1) * each, blocks)):
         index = tl.cast(block, tl.int64) * BLOCK + tl.arange(0, BLOCK)
         values = widened(tl.load(row + index, mask=index < vocab, other=float("-inf")))

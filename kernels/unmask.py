@@ -103,7 +103,8 @@ def chosen_sums(
     """`sums` [3, draws, blocks], filled for as many draws as were chosen, in the order of the list."""
     items = tl.load(counter) * blocks
     plane = draws.to(tl.int64) * blocks
-    coarse: tl.constexpr = logits.dtype.element_ty.primitive_bitwidth == 16
+    kind: tl.constexpr = logits.dtype.element_ty
+    coarse: tl.constexpr = (kind == tl.float16) | (kind == tl.bfloat16)
     for item in range(tl.program_id(0).to(tl.int64), items, tl.num_programs(0)):
         place = item // blocks
         first = (item - place * blocks) * BLOCK
