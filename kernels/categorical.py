@@ -43,10 +43,11 @@ SUMMARY = tl.constexpr(64)  # quarter of the blocks that `row_summary` takes at 
 
 
 @triton.jit
-def store_block(values, scale, sink, plane, COARSE: tl.constexpr):
+def store_block(values, scale, sink, plane, kind: tl.constexpr):
     """A block's maximum m, sum of e = exp((l - m)/T) and of log2(e) e: at `sink`, each `plane` further."""
     top = tl.max(values, axis=0)
-    exponent, mass = powers(values, tl.where(top == float("-inf"), 0.0, top), scale, COARSE)
+    coarse: tl.constexpr = (kind == tl.float16) | (kind == tl.bfloat16)
+    exponent, mass = powers(values, tl.where(top == float("-inf"), 0.0, top), scale, coarse)
     tl.store(sink, top)
     tl.store(sink + plane, tl.sum(mass, axis=0))
     tl.store(sink + 2 * plane, tl.sum(exponent * mass, axis=0))
@@ -66,12 +67,10 @@ def block_sums(
     row = row_of(logits, draw, n1, s0, s1)
     sink = sums + draw * blocks
     plane = draws.to(tl.int64) * blocks
-    kind: tl.constexpr = logits.dtype.element_ty
-    coarse: tl.constexpr = (kind == tl.float16) | (kind == tl.bfloat16)
     for block in range(part * each, tl.minimum((part + 1) * each, blocks)):
         index = tl.cast(block, tl.int64) * BLOCK + tl.arange(0, BLOCK)
         values = widened(tl.load(row + index, mask=index < vocab, other=float("-inf")))
-        store_block(values, scale, sink + block, plane, coarse)
+        store_block(values, scale, sink + block, plane, logits.dtype.element_ty)
 
 
 @triton.jit

@@ -103,8 +103,6 @@ def chosen_sums(
     """`sums` [3, draws, blocks], filled for as many draws as were chosen, in the order of the list."""
     items = tl.load(counter) * blocks
     plane = draws.to(tl.int64) * blocks
-    kind: tl.constexpr = logits.dtype.element_ty
-    coarse: tl.constexpr = (kind == tl.float16) | (kind == tl.bfloat16)
     for item in range(tl.program_id(0).to(tl.int64), items, tl.num_programs(0)):
         place = item // blocks
         first = (item - place * blocks) * BLOCK
@@ -114,7 +112,7 @@ def chosen_sums(
         index = first + tl.arange(0, BLOCK)
         values = widened(tl.load(row + index, mask=index < vocab, other=float("-inf")))
         values = without(values, index, first, BLOCK, mask_id, forbidden, forbidden_count)
-        store_block(values, scale, sums + item, plane, coarse)
+        store_block(values, scale, sums + item, plane, logits.dtype.element_ty)
 
 
 @triton.jit(

@@ -305,7 +305,7 @@ def compile_kernels(
         Which ops' kernels.
     spread : bool, default False
         Compile each specialisation (dtypes, constants) for one target of each vendor, in turn, and only each
-        kernel for all targets: about half of the work.
+        kernel for all targets: three fifths of the work for `TARGETS`.
     workers : int, optional
         Processes; by default one per core, at most 8.
     progress : callable, optional
