@@ -67,11 +67,12 @@ constexpr int kTogether = kRegs;
 struct Parts {
     reg power[kTogether];  // 2^n
     reg r[kTogether];
-    reg y[kTogether];  // raised to kLowest, so that -inf and everything far below the reference gives (almost) nothing
+    reg value[kTogether];  // what the weighted sum weighs, raised so that -inf and everything far below give (almost) nothing
 };
-constexpr float kLowest = -125.0f, kRounder = kMagic + 127.0f;
+constexpr float kLowest = -125.0f, kRounder = kMagic + 127.0f;  // y, in octaves
 
-// The usual case: n and r straight from the logit. Needs kRounder - reference to be an exact float, and a finite `lowest`.
+// The usual case: n and r straight from the logit, which is also what the weighted sum weighs. y = l * c - reference enters at a
+// block's end only, where a difference of two sums loses what the reference exceeds y by: hence the bound on it.
 struct NearForm {
     float c, reference, rounder, lowest;
     explicit NearForm(const Scale& s)
@@ -79,19 +80,19 @@ struct NearForm {
           reference(s.reference),
           rounder(kRounder - s.reference),
           lowest((s.reference + kLowest) / s.c) {}
-    bool usable() const { return std::fabs(reference) < 0x1p21f && std::fabs(lowest) < kInfF; }
+    bool usable() const { return std::fabs(reference) <= 16.0f && std::fabs(lowest) < 0x1p60f; }
     DRIFTMAX_INLINE f32x16 values(const f32x16& l) const { return l; }
     DRIFTMAX_INLINE Parts operator()(const reg* l) const {
         Parts x;
-        reg kept[kTogether], t[kTogether];
-        for (int k = 0; k < kTogether; ++k) kept[k] = p_max(p_set(lowest), l[k]);  // keeps NaN
-        for (int k = 0; k < kTogether; ++k) t[k] = p_fma(kept[k], p_set(c), p_set(rounder));
-        for (int k = 0; k < kTogether; ++k) x.r[k] = p_fma(kept[k], p_set(c), p_sub(p_set(rounder), t[k]));
-        for (int k = 0; k < kTogether; ++k) x.y[k] = p_fma(kept[k], p_set(c), p_set(-reference));
+        reg t[kTogether];
+        for (int k = 0; k < kTogether; ++k) x.value[k] = p_max(p_set(lowest), l[k]);  // keeps NaN
+        for (int k = 0; k < kTogether; ++k) t[k] = p_fma(x.value[k], p_set(c), p_set(rounder));
+        for (int k = 0; k < kTogether; ++k) x.r[k] = p_fma(x.value[k], p_set(c), p_sub(p_set(rounder), t[k]));
         for (int k = 0; k < kTogether; ++k) x.power[k] = power_of(t[k]);
         return x;
     }
     DRIFTMAX_INLINE f32x16 top(f32x16 seen) const { return fma(seen, splat(c), splat(-reference)); }
+    DRIFTMAX_INLINE f32x16 weighted(f32x16 seen, f32x16 sum) const { return fma(seen, splat(c), splat(-reference) * sum); }
 };
 
 // By way of y, for float64 logits and far references.
@@ -105,15 +106,16 @@ template <typename E> struct FarForm {
             reg kept = p_max(p_set(kLowest), y[k]), t = p_add(kept, p_set(kRounder));
             x.power[k] = power_of(t);
             x.r[k] = p_add(kept, p_sub(p_set(kRounder), t));
-            x.y[k] = kept;
+            x.value[k] = kept;
         }
         return x;
     }
     DRIFTMAX_INLINE f32x16 top(f32x16 seen) const { return seen; }
+    DRIFTMAX_INLINE f32x16 weighted(f32x16 seen, f32x16) const { return seen; }
 };
 
 struct Sums {
-    f32x16 sum, weighted, top;  // the top is that of what the form calls values
+    f32x16 sum, weighted, top;  // while they are made, weights and top are of what the form calls values
 };
 
 template <bool weighted, typename Form> DRIFTMAX_INLINE void accumulate(Sums& s, const Form& form, const f32x16& values) {
@@ -128,7 +130,7 @@ template <bool weighted, typename Form> DRIFTMAX_INLINE void accumulate(Sums& s,
             if constexpr (weighted) {
                 reg e = p_mul(p[k], x.power[k]);
                 sum = p_add(sum, e);
-                moment = p_fma(x.y[k], e, moment);
+                moment = p_fma(x.value[k], e, moment);
             } else {
                 sum = p_add_product(p[k], x.power[k], sum);
             }
@@ -155,7 +157,8 @@ template <typename E, bool weighted, typename Form> Sums form_sums(const typenam
     Sums s{splat(0), splat(0), total.top};
     for (; i + 16 <= n; i += 16) accumulate<weighted>(s, form, form.values(E::load(p + i)));
     if (i < n) accumulate<weighted>(s, form, form.values(load_part<E>(p + i, n - i)));
-    return {total.sum + s.sum, total.weighted + s.weighted, form.top(s.top)};
+    total.sum = total.sum + s.sum;
+    return {total.sum, form.weighted(total.weighted + s.weighted, total.sum), form.top(s.top)};
 }
 
 template <typename E, bool weighted> Sums block_sums(const typename E::raw* p, int64_t n, const Scale& scale) {

@@ -444,6 +444,9 @@ STAT_ROWS = {
     "spread": lambda v: (torch.rand(8, v, generator=torch.Generator().manual_seed(v)).double() - 0.5) * 160,
     "ties": lambda v: (normal(8, v, seed=v, dtype=torch.float64)).round(),
     "equal": lambda v: torch.full((8, v), 3.0, dtype=torch.float64),
+    # at references where the C++ scan weighs logits instead of their distances from it, and just beyond
+    "level": lambda v: torch.linspace(-11.3, 11.3, 8)[:, None] + 0.1 * (torch.arange(v) % 3).double(),
+    "spread, level": lambda v: torch.linspace(-11.3, 11.3, 8)[:, None] + 0.3 * normal(8, v, seed=v).double(),
     "late maximum": lambda v: normal(8, v, seed=v, dtype=torch.float64) - 500 * (torch.arange(v) < v - 2),
     "low start": lambda v: normal(8, v, seed=v, dtype=torch.float64) - 1e5 * (torch.arange(v) < 16),
     "impossible": lambda v: torch.where(
