@@ -35,6 +35,8 @@ CHECKS: dict[str, Group] = {
     "samplers": gpu_discrete.check_samplers,
     "uniform": gpu_discrete.check_uniform,
     "loops": gpu_discrete.check_loops,
+    "guided": gpu_discrete.check_guided,
+    "captured": gpu_discrete.check_captured,
     "networks": gpu_discrete.check_networks,
 }
 SPEED: dict[str, Group] = {

@@ -63,7 +63,7 @@ main() {
         -p no:cacheprovider --durations=5)
     if "$python" -c "import xdist" 2>/dev/null; then suite+=(--numprocesses 6); fi
     start suite "${suite[@]}" tests/kernels/suite.py tests/kernels/suite_steps.py
-    for group in fill categorical law capture head steps samplers uniform loops networks; do
+    for group in fill categorical law capture head steps samplers uniform guided loops captured networks; do
         start "checks_$group" "$python" -m driftmax.bench.gpu checks "$group" --out "$out" "${arguments[@]}"
     done
     for group in fill categorical gumbel_topk head steps discrete; do

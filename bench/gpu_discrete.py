@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 
 import driftmax
@@ -11,8 +12,12 @@ import torch
 from driftmax import RowStreams
 from driftmax.discrete import (
     P2,
+    SMC,
+    SVDD,
     Ancestral,
     Cap,
+    CapturedLoop,
+    Completion,
     Confidence,
     ConfidenceBased,
     EntropyBounded,
@@ -21,6 +26,7 @@ from driftmax.discrete import (
     Factor,
     FirstHitting,
     HighOrderReveal,
+    LocalSoftmax,
     LogLinear,
     Loop,
     MarginOrder,
@@ -45,7 +51,15 @@ from torch.nn import functional
 from .cases.discrete import careful_ancestral, plain_ancestral
 from .gpu_session import Run, Session, equal
 
-__all__ = ["bench_discrete", "check_loops", "check_networks", "check_samplers", "check_uniform"]
+__all__ = [
+    "bench_discrete",
+    "check_captured",
+    "check_guided",
+    "check_loops",
+    "check_networks",
+    "check_samplers",
+    "check_uniform",
+]
 
 VOCAB, BATCH, LENGTH = 50, 5, 64
 
@@ -136,6 +150,22 @@ ADAPTIVE: list[tuple[Sampler, int | None]] = [
 ]
 
 
+class Threes:
+    """A reward: how many tokens are 3."""
+
+    def __call__(self, tokens: Tensor, t: Tensor | None = None) -> Tensor:
+        return (tokens == 3).sum(1)
+
+    def __repr__(self) -> str:
+        return "Threes()"
+
+
+GUIDED: list[tuple[Sampler, int | None]] = [
+    (SVDD(Ancestral(), Threes(), 4, 0.5), 32),
+    (SVDD(FirstHitting(), Threes(), 4, 0.5, LocalSoftmax()), None),
+    (SVDD(Plan(), Completion(Threes()), 4, 0.5, SMC(0.9)), None),
+    (SVDD(ParallelReveal(4), Completion(Threes()), 4, 0.5), None),
+]
 UNIFORM: list[tuple[Sampler, int | None]] = [(UniformAnalytic(VOCAB), 16), (UniformEuler(VOCAB), 16)]
 
 
@@ -187,6 +217,7 @@ def check_samplers(session: Session) -> None:
         quiet = [(sampler, steps, cache) for sampler, steps in promised for cache in (True, False)]
         # What they wait for is older than the step just given to the device.
         quiet += [(sampler, None, cache) for sampler in AHEAD for cache in (True, False)]
+        quiet += [(sampler, steps, False) for sampler, steps in LOOKING]
         for sampler, steps, cache in quiet:
 
             def reads(
@@ -201,6 +232,57 @@ def check_samplers(session: Session) -> None:
                 return f"{state.step} steps, {int(state.masked.sum())} masks left"
 
             session.check(f"no host reads: {model.__name__} {sampler} steps={steps} cache={cache}", reads)
+
+
+def check_guided(session: Session) -> None:
+    """Guided sampling without a cache: the CPU's tokens; values looked at late, and nothing else."""
+    here = torch.device("cpu")
+    for sampler, steps in GUIDED:
+        for model in (Neighbours, OneHot):
+            if model is OneHot and steps is not None:
+                continue  # a grid and a head: reads which positions it reveals
+
+            def tokens(
+                model: type[Neighbours] = model, sampler: Sampler = sampler, steps: int | None = steps
+            ) -> str:
+                with driftmax.use_backend("reference"):
+                    wanted = run(sampler, sampler.init(problem_of(model(here), steps, here, cache=False)))
+                state = sampler.init(problem_of(model(session.device), steps, session.device, cache=False))
+                with no_host_reads(session.device):
+                    state = run(sampler, state)
+                assert state.nfe == wanted.nfe, (state.nfe, wanted.nfe)
+                return equal(state.tokens.cpu(), wanted.tokens) + f", {state.nfe} calls without a host read"
+
+            session.check(f"tokens of the CPU: {model.__name__} {sampler} steps={steps}", tokens)
+
+
+def check_captured(session: Session) -> None:
+    """Loops that the device ends itself: the CPU's tokens and calls, for prompts and seeds of all kinds."""
+    here = torch.device("cpu")
+    for model in (Neighbours, OneHot):
+        for sampler, _ in ADAPTIVE:
+            if not session.on_gpu:
+                continue
+
+            def loop(model: type[Neighbours] = model, sampler: Sampler = sampler) -> str:
+                captured = CapturedLoop(sampler, problem_of(model(session.device), None, session.device))
+                seen = []
+                for seed in (3, -7, 8):
+                    streams = RowStreams(seed, BATCH)
+                    problem = problem_of(model(here), None, here, streams=streams)
+                    prompt = problem.start().roll(seed, 1)
+                    with driftmax.use_backend("reference"):
+                        wanted = run(sampler, sampler.init(replace(problem, prompt=prompt)))
+                    tokens = prompt.to(session.device)
+                    with no_host_reads(session.device):
+                        result = captured(streams, tokens)
+                    equal(result.tokens.cpu(), wanted.tokens)
+                    assert int(result.nfe) == wanted.nfe, (int(result.nfe), wanted.nfe)
+                    equal(result.row_nfe.cpu(), wanted.row_nfe)
+                    seen.append(str(wanted.nfe))
+                return f"{', '.join(seen)} calls from one graph, the CPU's tokens"
+
+            session.check(f"loop in a CUDA graph: {model.__name__} {sampler}", loop)
 
 
 def check_uniform(session: Session) -> None:
@@ -379,7 +461,10 @@ def _bench_loop(session: Session) -> None:
 
 
 def _bench_waiting(session: Session) -> None:
-    """What it costs an adaptive rule to wait after every call; limit: the network's calls alone."""
+    """An adaptive rule that waits after every call, one that hears later, and its loop in a CUDA graph.
+
+    Limit: the network's calls alone, launched one by one.
+    """
     network = load_bytes_model().to(session.device, torch.bfloat16).eval()
     batch, length = (16, 256) if session.on_gpu else (1, 8)
     shape, mask_id = (batch, length), network.config.mask_id
@@ -398,5 +483,10 @@ def _bench_waiting(session: Session) -> None:
             network.features(tokens)
 
     runs: dict[str, Run] = {"driftmax": partial(rule, 0), "driftmax lookahead=1": partial(rule, 1)}
+    if session.on_gpu:
+        captured = CapturedLoop(
+            Threshold(0.5), Problem(network, shape, mask_id, rng=1, device=session.device)
+        )
+        runs["driftmax CapturedLoop"] = lambda: int(captured().nfe)
     name = f"byte model L={length} Threshold(0.5), {calls} calls"
     session.bench("discrete", name, (batch, network.config.vocab_size), runs, body, graph=False)

@@ -46,7 +46,16 @@ def drawn(sampler: object, model: object, **options: object) -> SampleResult:
     "options", [{}, {"whole_batch": True}, {"cache": False}, {"cache": False, "top_k": 3}], ids=str
 )
 @pytest.mark.parametrize(
-    "sampler", [Ancestral(), Euler(), ReMDM(Cap(0.3)), ReMDM(Rescale(0.5)), ReMDM(Loop(0.3))], ids=str
+    "sampler",
+    [
+        Ancestral(),
+        Euler(),
+        ReMDM(Cap(0.3)),
+        ReMDM(Rescale(0.5)),
+        ReMDM(Loop(0.3)),
+        ReMDM(ConfidenceBased()),
+    ],
+    ids=str,
 )
 def test_tokens_and_calls_are_the_same(
     sampler: object, options: dict[str, object], model: object, monkeypatch: pytest.MonkeyPatch
@@ -63,11 +72,12 @@ def test_tokens_and_calls_are_the_same(
         assert sum(int(call.revealed) for call in wanted.history) > 3 * LENGTH - 4  # tokens were taken back
 
 
-def test_what_looks_at_the_network_is_not_decided_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_a_cache_what_looks_at_the_network_is_not_decided_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remask, "decides_ahead", lambda problem: True)
-    problem = Problem(Plain(), (3, LENGTH), VOCAB, steps=STEPS, rng=5)
-    assert ReMDM(ConfidenceBased()).init(problem).memo.reveals is None
-    assert ReMDM(Cap(0.3)).init(problem).memo.reveals is not None
+    for cache in (True, False):
+        problem = Problem(Plain(), (3, LENGTH), VOCAB, steps=STEPS, rng=5, cache=cache)
+        assert (ReMDM(ConfidenceBased()).init(problem).memo.reveals is None) == cache
+        assert ReMDM(Cap(0.3)).init(problem).memo.reveals is not None
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])

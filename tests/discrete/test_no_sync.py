@@ -10,8 +10,12 @@ import pytest
 import torch
 from driftmax.discrete import (
     P2,
+    SMC,
+    SVDD,
     Ancestral,
+    Argmax,
     Cap,
+    Completion,
     Confidence,
     ConfidenceBased,
     EntropyBounded,
@@ -20,6 +24,7 @@ from driftmax.discrete import (
     Factor,
     FirstHitting,
     HighOrderReveal,
+    LocalSoftmax,
     LogLinear,
     Loop,
     MarginOrder,
@@ -36,6 +41,7 @@ from driftmax.discrete import (
     ancestral,
     remask,
     rules,
+    svdd,
 )
 from driftmax.discrete.rules import true_positions
 from torch._subclasses.fake_tensor import (
@@ -94,7 +100,7 @@ def on_device(value, mode):
     if isinstance(value, driftmax.RowStreams):
         positions = None if value.positions is None else on_device(value.positions, mode)
         rows = len(value) if value._rows is None else on_device(value.rows, mode)
-        return driftmax.RowStreams(value.seed, rows, step=value.step, positions=positions)
+        return driftmax.RowStreams(on_device(value.seed, mode), rows, step=value.step, positions=positions)
     if isinstance(value, WithHead):
         return WithHead("meta")
     if isinstance(value, tuple):
@@ -124,11 +130,12 @@ def elsewhere(monkeypatch):
         monkeypatch.setattr(module, "decides_ahead", lambda problem: True)
 
 
-def run_faked(sampler, model, **options):
+def run_faked(sampler, model, prompt=True, **options):
     """All steps on fake tensors; the copies between host and device that they made."""
-    prompt = torch.full((3, LENGTH), VOCAB)
-    prompt[1, :4] = 2
-    state = sampler.init(Problem(model, (3, LENGTH), VOCAB, rng=0, prompt=prompt, banned=[1], **options))
+    start = torch.full((3, LENGTH), VOCAB)
+    if prompt:
+        start[1, :4] = 2
+    state = sampler.init(Problem(model, (3, LENGTH), VOCAB, rng=0, prompt=start, banned=[1], **options))
     with FakeTensorMode(allow_non_fake_inputs=False) as mode, Copies() as copies:
         state = on_device(state, mode)
         while not state.done:
@@ -184,6 +191,42 @@ def test_grid_steps_read_nothing(sampler, model, options, cache):
 )
 def test_steps_that_change_tokens_again_read_nothing(sampler, model, cache):
     assert run_faked(sampler, model, steps=12, cache=cache) == []
+
+
+@pytest.mark.parametrize("model", [Plain(), WithHead()], ids=["logits", "head"])
+def test_remasking_by_confidence_reads_nothing_without_a_cache(model):
+    assert run_faked(ReMDM(ConfidenceBased()), model, steps=12, cache=False) == []
+
+
+def threes(tokens, t=None):
+    return (tokens == 3).sum(1)
+
+
+BASES = [Ancestral(), Euler(), FirstHitting(), ParallelReveal(3), RandomOrder(block_length=4), Plan()]
+
+
+@pytest.mark.parametrize("value", [threes, Completion(threes)], ids=["value", "completion"])
+@pytest.mark.parametrize("selection", [SMC(), SMC(shared=True), LocalSoftmax(), Argmax()], ids=str)
+@pytest.mark.parametrize("base", BASES, ids=str)
+def test_guided_steps_look_at_values_late_and_at_nothing_else(base, selection, value, monkeypatch):
+    begun, heard = [], []
+
+    class Told:
+        """Values are numbers."""
+
+        def __init__(self, values):
+            begun.append(self)
+            self.shape = values.shape
+
+        def get(self):
+            heard.append(len(begun) - begun.index(self) - 1)
+            return [0] * self.shape[0]
+
+    monkeypatch.setattr(svdd, "Reading", Told)
+    sampler = SVDD(base, value, 4, selection=selection)
+    steps = 12 if isinstance(base, (Ancestral, Euler)) else None
+    assert run_faked(sampler, Plain(), steps=steps, cache=False, prompt=not selection.shared) == []
+    assert heard == [1] * (len(begun) - 1) + [0]  # the last one's at once
 
 
 class Scores(Plain):

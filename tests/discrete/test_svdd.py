@@ -26,7 +26,7 @@ from driftmax.discrete import (
     sample,
 )
 from driftmax.discrete.distinct import Distinct
-from driftmax.discrete.svdd import SMC, SVDD, Argmax, Completion, LocalSoftmax, _systematic
+from driftmax.discrete.svdd import SMC, SVDD, Argmax, Completion, LocalSoftmax, _checked, _systematic
 from driftmax.discrete.uniform import UniformAnalytic
 
 from tests.discrete.oracle import MarkovOracle, floor
@@ -448,6 +448,10 @@ class TestCounts:
         completed = TWO.draw(sampler, 3)
         assert torch.equal(completed.tokens, whole.tokens)
         assert completed.nfe == 2  # the second proposal asks about sequences that the completion had
+        uncached = TWO.draw(sampler, 3, cache=False)
+        assert torch.equal(uncached.tokens, whole.tokens)
+        assert (uncached.nfe, uncached.row_nfe.tolist()) == (3, [15] * 3)
+        assert [call.rows for call in uncached.history] == [30, 15]
         shared = TWO.draw(SVDD(FirstHitting(), TWO.value(TWO.mean), 5, selection=SMC(shared=True)), 3)
         assert [call.ess.shape for call in shared.history] == [(1,)] * 2
 
@@ -531,6 +535,23 @@ class TestErrors:
 
         with pytest.raises(driftmax.InvalidDistribution, match=f"row 1.*{match}"):
             self.run(value, selection=selection)
+
+    def test_values_looked_at_late(self):
+        """As on a GPU: no selection trips over them until the host has heard of them, a step later."""
+        values = torch.tensor(
+            [[1.0, 2.0], [1.0, math.nan], [-math.inf, -math.inf], [-math.inf, 0.0]]
+        ).double()
+        usable, waiting = _checked(values, (), late=True)
+        assert usable.tolist() == [[1.0, 2.0], [0.0, 0.0], [0.0, 0.0], [-math.inf, 0.0]]
+        assert len(waiting) == 1
+        with pytest.raises(driftmax.InvalidDistribution, match=r"row 1.*NaN"):
+            _checked(torch.zeros_like(values), waiting, late=True)
+        for selection in SELECTIONS:
+            chosen = selection.select(
+                usable, torch.zeros_like(usable), 1.0, 1, driftmax.RowStreams(0, len(usable))
+            )
+            assert bool(((chosen.parents >= 0) & (chosen.parents < 2)).all())
+        assert _checked(torch.zeros_like(values), (), late=False)[1] == ()
 
     def test_a_shared_population_has_one_prompt(self):
         prompt = torch.tensor([[3, 0], [3, 1], [3, 0]])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from driftmax.discrete.ancestral import Ancestral, Euler
 from driftmax.discrete.bytes_model import load_bytes_model
+from driftmax.discrete.captured import CapturedLoop, LoopResult
 from driftmax.discrete.decoding import (
     Confidence,
     DreamPace,
@@ -48,6 +49,7 @@ __all__ = [
     "Argmax",
     "Call",
     "Cap",
+    "CapturedLoop",
     "ClassifierFreeGuidance",
     "Completion",
     "Confidence",
@@ -68,6 +70,7 @@ __all__ = [
     "LocalSoftmax",
     "LogLinear",
     "Loop",
+    "LoopResult",
     "MarginOrder",
     "MaskGitPlus",
     "NoiseConditioned",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -209,10 +210,21 @@ class _ReMDMMemo:
     sigma: list[float]  # that a token is taken back
     fixed: Tensor  # bool [B, L]: the prompt
     confidence: Tensor  # float64 [B, L]: probability of a token when it was drawn
-    reveals: Reveals | None  # of all steps, where they do not depend on the network
+    reveals: Reveals | None  # positions of all steps' draws, where init can tell them
 
 
 _CHUNK = 64  # steps whose reveals are listed together
+
+
+def _listed(reveals: Iterator[Tensor], steps: int) -> Reveals:
+    """The positions of each step, bool [B, L] each."""
+    found: list[Tensor] = []
+    for first in range(0, steps, _CHUNK):
+        places = torch.stack(list(itertools.islice(reveals, _CHUNK))).nonzero()
+        places[:, 0] += first
+        found.append(places)
+    step, row, position = torch.cat(found).unbind(1)
+    return grouped(step, row, position, steps)
 
 
 @dataclass(frozen=True)
@@ -236,8 +248,9 @@ class ReMDM:
     Notes
     -----
     With ``cache=True``, for time-independent networks, a call serves only rows in which a mask is revealed:
-    taking tokens back needs no network. On a GPU, unless the strategy looks at the network's output, all of
-    that is drawn in ``init``, so that no step waits for the device to say whom its call serves.
+    taking tokens back needs no network. On a GPU all of that is drawn in ``init``, so that no step waits for
+    the device to say whom its call serves; where the strategy looks at the network's output
+    (`ConfidenceBased`), a step does wait with a cache, and without one draws wherever a mask may be revealed.
 
     Examples
     --------
@@ -286,9 +299,10 @@ class ReMDM:
             None,
         )
         state = first_state(problem, steps, memo)
-        if self.strategy.looks or not decides_ahead(problem):
+        if not decides_ahead(problem) or (self.strategy.looks and problem.cache):
             return state
-        return replace(state, memo=replace(memo, reveals=self._decided(state)))
+        decided = self._possible(state) if self.strategy.looks else self._decided(state)
+        return replace(state, memo=replace(memo, reveals=decided))
 
     def _taken(self, state: State, u: Tensor, masked: Tensor) -> Tensor:
         """Tokens that go back to the mask in this step, bool [B, L]."""
@@ -298,21 +312,23 @@ class ReMDM:
 
     def _decided(self, state: State) -> Reveals:
         """Run the masks ahead, without the network."""
-        memo, masked = state.memo, state.masked
-        found: list[Tensor] = []
-        waiting: list[Tensor] = []
-        for k in range(state.total):
-            u = step_uniforms(state.problem, k)
-            reveal = masked & (u < memo.unmask[k])
-            masked = masked & ~reveal | self._taken(replace(state, step=k), u, masked)
-            waiting.append(reveal)
-            if len(waiting) == _CHUNK or k == state.total - 1:
-                places = torch.stack(waiting).nonzero()
-                places[:, 0] += k + 1 - len(waiting)
-                found.append(places)
-                waiting = []
-        step, row, position = torch.cat(found).unbind(1)
-        return grouped(step, row, position, state.total)
+
+        def reveals() -> Iterator[Tensor]:
+            masked = state.masked
+            for k in range(state.total):
+                u = step_uniforms(state.problem, k)
+                reveal = masked & (u < state.memo.unmask[k])
+                masked = masked & ~reveal | self._taken(replace(state, step=k), u, masked)
+                yield reveal
+
+        return _listed(reveals(), state.total)
+
+    def _possible(self, state: State) -> Reveals:
+        """What each step reveals if it is masked by then."""
+        problem, memo = state.problem, state.memo
+        uniforms = (step_uniforms(problem, k) for k in range(state.total))
+        reveals = (~memo.fixed & (u < unmask) for u, unmask in zip(uniforms, memo.unmask, strict=True))
+        return _listed(reveals, state.total)
 
     @torch.no_grad()
     def step(self, state: State) -> State:
@@ -329,10 +345,17 @@ class ReMDM:
         t = memo.times[k].expand(call.batch.shape[0])
         output = evaluate(problem, call.batch, t, call.local, call.position)
         drawn, stats = output.draw(position_streams(problem, call.row, call.position, k))
-        tokens[call.row, call.position] = drawn
+        probability = stats.log_prob.double().exp()
         confidence = memo.confidence.clone()
-        confidence[call.row, call.position] = stats.log_prob.double().exp()
-        after = state.after(tokens, call.chosen, call.row.numel())
+        revealed: int | Tensor = call.row.numel()
+        if memo.reveals is not None and self.strategy.looks:  # not all of them need be masked
+            held, before = tokens[call.row, call.position], confidence[call.row, call.position]
+            new = state.masked[call.row, call.position]
+            drawn, probability = torch.where(new, drawn, held), torch.where(new, probability, before)
+            revealed = new.sum()
+        tokens[call.row, call.position] = drawn
+        confidence[call.row, call.position] = probability
+        after = state.after(tokens, call.chosen, revealed)
         return replace(after, memo=replace(memo, confidence=confidence))
 
 

@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 
-def position_streams(problem: Problem, rows: Tensor, positions: Tensor, step: int = 0) -> RowStreams:
+def position_streams(problem: Problem, rows: Tensor, positions: Tensor, step: int | Tensor = 0) -> RowStreams:
     """The streams of single positions: draw i belongs to row ``rows[i]``, position ``positions[i]``."""
     return problem.streams[rows].at(step=step, positions=positions)
 

@@ -296,16 +296,30 @@ class Rule(ABC):
     @torch.no_grad()
     def step(self, state: State) -> State:
         """One network call, for the rows that have masks left, and the tokens it reveals."""
-        problem = state.problem
         chosen = self._rows(state)
         batch = state.tokens if chosen is None else state.tokens[chosen]
         rows = torch.arange(batch.shape[0], device=batch.device) if chosen is None else chosen
-        eligible = _current_block(batch == problem.mask_id, state.memo.start[rows], self.block_length)
         many, revealed = self._expected(state)
+        filled, moved = self.reveal(state, rows, batch, many, state.step)
+        tokens = filled if chosen is None else state.tokens.index_copy(0, chosen, filled)
+        came = moved.sum() if revealed is None else revealed
+        if moved.is_cpu:
+            came = int(came)
+        return self._finish(state.after(tokens, chosen, came))
+
+    def reveal(
+        self, state: State, rows: Tensor, batch: Tensor, many: int | None, step: int | Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """One network call on `batch` [n, L], the tokens of `rows`: (tokens after it, where they are new).
+
+        At most `many` positions are eligible, if that is known; `step` is that of the streams.
+        """
+        problem = state.problem
+        eligible = _current_block(batch == problem.mask_id, state.memo.start[rows], self.block_length)
         many = None if many is None else min(many, eligible.numel())
         local, position = true_positions(eligible, many)
         output = evaluate(problem, batch, None, local, position)
-        draws = self._draw(output, position_streams(problem, rows[local], position, state.step))
+        draws = self._draw(output, position_streams(problem, rows[local], position, step))
         score = self._preference(state, rows, spread(draws.score, eligible, -torch.inf))
         quota = self._quota(state, rows, eligible, score, draws)
         filled = batch.clone()
@@ -318,11 +332,7 @@ class Rule(ABC):
             threshold=quota.threshold,
             eligible=eligible,
         )
-        tokens = filled if chosen is None else state.tokens.index_copy(0, chosen, filled)
-        came = moved.sum() if revealed is None else revealed
-        if moved.is_cpu:
-            came = int(came)
-        return self._finish(state.after(tokens, chosen, came))
+        return filled, moved
 
 
 @dataclass(frozen=True)

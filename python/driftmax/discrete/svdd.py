@@ -9,6 +9,7 @@ target with any value.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol, TypeAlias
@@ -24,7 +25,9 @@ from driftmax.discrete.events import Events
 from driftmax.discrete.first_hitting import FirstHitting, ParallelReveal
 from driftmax.discrete.plan import Plan
 from driftmax.discrete.problem import Call, Log, Problem, Sampler, State
+from driftmax.discrete.reading import Reading
 from driftmax.discrete.reveal import drawn_tokens, position_streams
+from driftmax.discrete.rules import true_positions
 from driftmax.discrete.uniform import UniformAnalytic, UniformEuler
 from driftmax.errors import InvalidDistribution
 from driftmax.ops.categorical import categorical
@@ -35,6 +38,8 @@ __all__ = ["SMC", "SVDD", "Argmax", "Completion", "LocalSoftmax", "Selected", "S
 # Positions of the streams that no token has: the base sampler's draws use those of the sequence.
 _SELECT, _SHUFFLE = 2**32 - 1, 2**32 - 2
 _ON_A_GRID = (Ancestral, Euler, UniformAnalytic, UniformEuler)
+_NO_NUMBER, _ALL_FORBIDDEN = 1, 2  # what can be wrong with a group's values
+_REASONS = {_NO_NUMBER: "a value is NaN or +inf", _ALL_FORBIDDEN: "every candidate is forbidden"}
 
 
 class Selected(NamedTuple):
@@ -229,21 +234,28 @@ class Completion:
 
     reward: Callable[[Tensor], Tensor]
 
-    def complete(self, problem: Problem, tokens: Tensor, t: Tensor | None) -> tuple[Tensor, Tensor]:
-        """(tokens without masks, int64 indices of the rows that went through the network)."""
-        row, position = (tokens == problem.mask_id).nonzero(as_tuple=True)
-        if not row.numel():
+    def complete(
+        self, problem: Problem, tokens: Tensor, t: Tensor | None, most: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(tokens without masks, int64 indices of the rows that went through the network).
+
+        Without a cache all rows do, unless there cannot be a mask: there are `most` at most, where given.
+        """
+        masked = tokens == problem.mask_id
+        row, position = true_positions(masked, None if problem.cache else most)
+        if not row.numel() and (problem.cache or not most):
             return tokens, row
-        rows, local = torch.unique_consecutive(row, return_inverse=True)
-        if problem.whole_batch:
+        if problem.whole_batch or not problem.cache:
             rows, local = torch.arange(len(tokens), device=tokens.device), row
+        else:
+            rows, local = torch.unique_consecutive(row, return_inverse=True)
         greedy = replace(problem, temperature=0.0, top_k=None, top_p=None, min_p=None)
         streams = position_streams(problem, row, position)  # not drawn from at temperature 0
         batch = tokens if len(rows) == len(tokens) else tokens[rows]
         times = None if t is None else t[rows]
         completed = tokens.clone()
         completed[row, position] = drawn_tokens(greedy, batch, times, local, position, streams)
-        return completed, rows
+        return torch.where(masked, completed, tokens), rows
 
 
 Value: TypeAlias = Callable[[Tensor, Tensor | None], Tensor] | Completion
@@ -255,6 +267,7 @@ class _Plans(NamedTuple):
     event: Tensor  # int64 [N, L]; -1: never
     times: Tensor | None  # float64 [N, events]
     exchangeable: bool  # whether, given the past, the masked positions are all alike
+    sizes: tuple[int, ...] | None  # positions of each event in all rows, if no change of rows changes that
 
 
 class _Population(NamedTuple):
@@ -262,12 +275,15 @@ class _Population(NamedTuple):
     since: Tensor  # float64 [groups, n]
     times: list[float] | None  # of the grid, where the base sampler has one
     known: Known | None  # the network's output for candidates
+    loose: int  # positions outside the prompt, in all rows
+    waiting: tuple[Reading, ...]  # what is wrong with the values of steps that the host has not looked at
 
 
 def _candidates(problem: Problem, m: int) -> Problem:
     """`problem` with m candidates a row: candidate j of row id i has row id i m + j."""
     streams = problem.streams
-    rows = streams.rows.repeat_interleave(m) * m + torch.arange(m).repeat(len(streams)).to(streams.rows)
+    ids = streams.rows.to(problem.device)
+    rows = ids.repeat_interleave(m) * m + torch.arange(m, device=ids.device).repeat(len(streams))
     seed = streams.seed
     if isinstance(seed, Tensor) and seed.numel() > 1:
         seed = seed.repeat_interleave(m)
@@ -281,15 +297,16 @@ def _with_plans(base: Sampler, inner: State) -> State:
     events = inner.memo
     if not isinstance(events, Events):
         return inner
-    sizes = torch.tensor(events.bounds).diff().to(events.rows.device)
+    sizes = [end - begin for begin, end in itertools.pairwise(events.bounds)]
+    number = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes, dtype=torch.int64))
     table = torch.full_like(inner.tokens, -1)
-    table[events.rows, events.positions] = torch.arange(len(sizes), device=sizes.device).repeat_interleave(
-        sizes
-    )
+    table[events.rows, events.positions] = number.to(table.device)
     alike = isinstance(base, (FirstHitting, ParallelReveal, Plan))
     if isinstance(base, RandomOrder):
         alike = base.block_length is None
-    return replace(inner, memo=_Plans(table, events.times, alike))
+    # Rows of as many masks have as many positions in each event; only a plan in bins draws how many.
+    fixed = not (isinstance(base, Plan) and inner.problem.steps is not None)
+    return replace(inner, memo=_Plans(table, events.times, alike, tuple(sizes) if fixed else None))
 
 
 def _propose(base: Sampler, inner: State) -> State:
@@ -297,7 +314,8 @@ def _propose(base: Sampler, inner: State) -> State:
     plans, problem, e = inner.memo, inner.problem, inner.step
     if not isinstance(plans, _Plans):
         return base.step(inner)
-    row, position = (plans.event == e).nonzero(as_tuple=True)
+    many = None if problem.cache or plans.sizes is None else plans.sizes[e]
+    row, position = true_positions(plans.event == e, many)
     if problem.cache and not row.numel():
         return inner.without_call()
     order, local, active = None, row, len(inner.tokens)
@@ -323,14 +341,28 @@ def _inherit(inner: State, parents: Tensor) -> State:
     event = plans.event[parents]
     times = None if plans.times is None else plans.times[parents]
     if not plans.exchangeable:
-        return replace(inner, tokens=tokens, memo=_Plans(event, times, False))
+        return replace(inner, tokens=tokens, memo=plans._replace(event=event, times=times))
     ahead = event > e
-    streams = problem.streams.at(step=e, positions=torch.full((len(tokens),), _SHUFFLE))
+    streams = problem.streams.at(step=e, positions=_at(_SHUFFLE, len(tokens), tokens.device))
     keys = random.uniform(event.shape, rng=streams, dtype=torch.float64, device=event.device)
     here = (~ahead).to(torch.int8).argsort(stable=True)
     there = keys.masked_fill(~ahead, 2.0).argsort(stable=True)
     event = event.scatter(1, there, event.gather(1, here))
-    return replace(inner, tokens=tokens, memo=_Plans(event, times, True))
+    return replace(inner, tokens=tokens, memo=plans._replace(event=event, times=times))
+
+
+def _at(position: int, rows: int, device: torch.device) -> Tensor:
+    """A position of each row's stream."""
+    return torch.full((rows,), position, device=device)
+
+
+def _most_masks(inner: State, loose: int) -> int:
+    """How many masks the candidates have at most, from what the host knows."""
+    if inner.step >= inner.total:
+        return 0
+    if isinstance(inner.memo, _Plans) and inner.memo.sizes is not None:
+        return sum(inner.memo.sizes[inner.step :])
+    return loose
 
 
 def _times(inner: State, grid: list[float] | None) -> Tensor | None:
@@ -344,16 +376,38 @@ def _times(inner: State, grid: list[float] | None) -> Tensor | None:
     )
 
 
-def _networked(before: Tensor, inner: State, valued: Tensor, network: Distinct | None) -> tuple[Tensor, int]:
-    """(calls that each candidate was in, int64 [N]; calls) of this step; `before` is the count so far."""
+def _networked(
+    before: Tensor, inner: State, valued: Tensor, network: Distinct | None
+) -> tuple[Tensor, int, int]:
+    """(calls that each candidate was in, int64 [N]; their sum; calls) of this step, after `before`."""
     seen = inner.row_nfe - before
     calls = 1 + bool(valued.numel())
-    if network is not None:
+    if network is None:
+        assert inner.log is not None  # of the call just made
+        total = inner.log.call.rows + valued.numel()
+    else:
         proposed = seen.nonzero().flatten()
         seen = torch.zeros_like(seen).index_add(0, proposed, network.ran[0].to(seen.dtype))
         valued = valued[network.ran[1]] if valued.numel() else valued
         calls = sum(bool(ran.any()) for ran in network.ran)
-    return seen.index_add(0, valued, torch.ones_like(valued)), calls
+        total = int(seen.sum()) + valued.numel()
+    return seen.index_add(0, valued, torch.ones_like(valued)), total, calls
+
+
+def _checked(values: Tensor, waiting: tuple[Reading, ...], late: bool) -> tuple[Tensor, tuple[Reading, ...]]:
+    """`values` [groups, n] that can be selected by, and what the host has still to look at.
+
+    Where `late`, that is this step's: it has been given the next one when it looks.
+    """
+    bad = (values.isnan() | values.isposinf()).any(1)
+    wrong = bad * _NO_NUMBER + (values.isneginf().all(1) & ~bad) * _ALL_FORBIDDEN
+    waiting = (*waiting, Reading(wrong))
+    while len(waiting) > late:
+        for row, code in enumerate(waiting[0].get()):
+            if code:
+                raise InvalidDistribution(f"row {row}: {_REASONS[code]}", row)
+        waiting = waiting[1:]
+    return values.masked_fill((wrong > 0)[:, None], 0.0), waiting
 
 
 @dataclass(frozen=True)
@@ -398,7 +452,11 @@ class SVDD:
     Candidates copied from one parent get new positions to reveal (what is ahead is exchangeable, so that the
     law is the same; within blocks they keep the parent's) but keep its times, where the network asks for
     times. With `cache` a step in which no candidate changes selects nothing; without, it does, and the tokens
-    may differ. The values are looked at on the host.
+    may differ.
+
+    With a cache the host reads which rows its next call has. Without one, on a GPU, it only looks whether the
+    values are numbers, one step later and after the last one, unless the base sampler is `Plan` in bins, or
+    `Ancestral` or `Euler` with a network that exposes a head: there it reads which positions they reveal.
 
     Examples
     --------
@@ -447,7 +505,9 @@ class SVDD:
         grid = None
         if not isinstance(inner.memo, _Plans):
             grid = inner.problem.schedule.grid(inner.total).tolist()
-        return State(problem, tokens, 0, inner.total, 0, count, None, _Population(inner, since, grid, None))
+        loose = int((inner.tokens == problem.mask_id).sum())
+        population = _Population(inner, since, grid, None, loose, ())
+        return State(problem, tokens, 0, inner.total, 0, count, None, population)
 
     @torch.no_grad()
     def step(self, state: State) -> State:
@@ -461,16 +521,17 @@ class SVDD:
         inner = _propose(self.base, before)
         if inner.nfe == before.nfe:  # no candidate has changed
             return replace(state.without_call(), memo=population._replace(inner=inner))
-        values, valued = self._values(inner, population.times)
+        values, valued = self._values(inner, population)
         groups, n = population.since.shape
-        values = values.view(groups, n)
+        late = not (values.is_cpu or problem.cache or inner.done)
+        values, waiting = _checked(values.view(groups, n), population.waiting, late)
         streams = inner.problem.streams[:: max(n, 1)]
-        streams = streams.at(step=state.step, positions=torch.full((groups,), _SELECT))
+        streams = streams.at(step=state.step, positions=_at(_SELECT, groups, values.device))
         outputs = problem.shape[0] // max(groups, 1)
         chosen = self.selection.select(values, population.since, self.alpha, outputs, streams)
         first = torch.arange(groups, device=values.device)[:, None] * n
         tokens = inner.tokens[(first + chosen.outputs).flatten()]
-        seen, calls = _networked(before.row_nfe, inner, valued, network)
+        seen, total, calls = _networked(before.row_nfe, inner, valued, network)
         assert inner.log is not None  # of the call just made
         call = inner.log.call
         after = _inherit(inner, (first + chosen.parents).flatten())
@@ -480,31 +541,27 @@ class SVDD:
             step=state.step + 1,
             nfe=state.nfe + calls,
             row_nfe=state.row_nfe + seen.view(-1, self.candidates).sum(1),
-            log=Log(Call(call.step, int(seen.sum()), call.revealed, chosen.ess), state.log),
-            memo=_Population(
-                after, chosen.since, population.times, None if network is None else network.known
+            log=Log(Call(call.step, total, call.revealed, chosen.ess), state.log),
+            memo=population._replace(
+                inner=after,
+                since=chosen.since,
+                known=None if network is None else network.known,
+                waiting=waiting,
             ),
         )
 
-    def _values(self, inner: State, grid: list[float] | None) -> tuple[Tensor, Tensor]:
-        """(float64 [N], rows that went through the network for it), checked."""
-        tokens, t = inner.tokens, _times(inner, grid)
+    def _values(self, inner: State, population: _Population) -> tuple[Tensor, Tensor]:
+        """(float64 [N], rows that went through the network for it)."""
+        tokens, t = inner.tokens, _times(inner, population.times)
         rows = tokens.new_zeros(0)
         raw: Any
         if isinstance(self.value, Completion):
-            completed, rows = self.value.complete(inner.problem, tokens, t)
+            most = _most_masks(inner, population.loose)
+            completed, rows = self.value.complete(inner.problem, tokens, t, most)
             raw = self.value.reward(completed)
         else:
             raw = self.value(tokens, t)
         if not isinstance(raw, Tensor) or raw.shape != (len(tokens),):
             got = tuple(raw.shape) if isinstance(raw, Tensor) else type(raw).__name__
             raise ValueError(f"the value must be a tensor of shape {(len(tokens),)}, not {got}")
-        values = raw.to(torch.float64)
-        group = len(tokens) if self.selection.shared else self.candidates
-        bad = (values.isnan() | values.isposinf()).view(-1, group).any(1)
-        dead = values.isneginf().view(-1, group).all(1)
-        wrong = (bad | dead).nonzero().flatten().tolist()
-        if wrong:
-            reason = "a value is NaN or +inf" if bool(bad[wrong[0]]) else "every candidate is forbidden"
-            raise InvalidDistribution(f"row {wrong[0]}: {reason}", wrong[0])
-        return values, rows
+        return raw.to(torch.float64), rows
