@@ -48,6 +48,7 @@ core() (
     export PYTHONPATH="$work/site"
     "$python" -m driftmax doctor
     "$python" -m pytest -q -p no:cacheprovider tests/test_invariance.py tests/test_threads.py
+    "$python" -m pytest -q -p no:cacheprovider -m gpu tests/discrete
     local threads
     for threads in 2 8; do
         "$python" -m driftmax bench --quick --case categorical fill --threads "$threads" --csv "$out/cpu_$threads.csv"

@@ -73,6 +73,11 @@ def _captured(body: Callable[[], None]) -> torch.cuda.CUDAGraph:
     return graph
 
 
+def _release(driver: Any, executable: Any, module: Any) -> None:
+    driver.cuGraphExecDestroy(executable)
+    driver.cuModuleUnload(module)
+
+
 class WhileGraph:
     """``while flag: body()`` on the device, started by one launch.
 
@@ -98,7 +103,7 @@ class WhileGraph:
                 self._executable = self._instantiated(whole)
             finally:
                 driver.cuGraphDestroy(whole)
-        weakref.finalize(self, driver.cuGraphExecDestroy, self._executable)
+        weakref.finalize(self, _release, driver, self._executable, self._module)
 
     def _instantiated(self, whole: Any) -> Any:
         driver = self._driver
@@ -134,5 +139,6 @@ class WhileGraph:
 
     def launch(self) -> None:
         """Start it on the current stream; the host does not wait."""
-        stream = torch.cuda.current_stream(self._device).cuda_stream
-        _checked(self._driver.cuGraphLaunch(self._executable, stream))
+        with torch.cuda.device(self._device):
+            stream = torch.cuda.current_stream().cuda_stream
+            _checked(self._driver.cuGraphLaunch(self._executable, stream))
