@@ -45,6 +45,7 @@ from driftmax.discrete import (
 )
 from driftmax.discrete.bytes_model import load_bytes_model
 from driftmax.discrete.network import RADD, Head, RADDConfig
+from driftmax.discrete.rules import Adaptive
 from torch import Tensor
 from torch.nn import functional
 
@@ -265,6 +266,7 @@ def check_captured(session: Session) -> None:
                 continue
 
             def loop(model: type[Neighbours] = model, sampler: Sampler = sampler) -> str:
+                assert isinstance(sampler, Adaptive)
                 captured = CapturedLoop(sampler, problem_of(model(session.device), None, session.device))
                 seen = []
                 for seed in (3, -7, 8):
