@@ -463,9 +463,9 @@ def _bench_loop(session: Session) -> None:
 
 
 def _bench_waiting(session: Session) -> None:
-    """An adaptive rule that waits after every call, one that hears later, and its loop in a CUDA graph.
+    """An adaptive rule's loop in a CUDA graph, and on the host: waiting after every call, or hearing later.
 
-    Limit: the network's calls alone, launched one by one.
+    Limit: the network's calls alone, in a CUDA graph too.
     """
     network = load_bytes_model().to(session.device, torch.bfloat16).eval()
     batch, length = (16, 256) if session.on_gpu else (1, 8)
@@ -485,10 +485,20 @@ def _bench_waiting(session: Session) -> None:
             network.features(tokens)
 
     runs: dict[str, Run] = {"driftmax": partial(rule, 0), "driftmax lookahead=1": partial(rule, 1)}
+    limit: Run = body
     if session.on_gpu:
         captured = CapturedLoop(
             Threshold(0.5), Problem(network, shape, mask_id, rng=1, device=session.device)
         )
-        runs["driftmax CapturedLoop"] = lambda: int(captured().nfe)
+        assert int(captured().nfe) == calls
+        runs = {
+            "driftmax": lambda: int(captured().nfe),
+            "driftmax, loop on the host": partial(rule, 0),
+            "driftmax, loop on the host, lookahead=1": partial(rule, 1),
+        }
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            body()
+        limit = graph.replay
     name = f"byte model L={length} Threshold(0.5), {calls} calls"
-    session.bench("discrete", name, (batch, network.config.vocab_size), runs, body, graph=False)
+    session.bench("discrete", name, (batch, network.config.vocab_size), runs, limit, graph=False)
