@@ -13,20 +13,40 @@ struct Chunk {
     alignas(64) uint32_t hi[kChunk], lo[kChunk];
 };
 
-// The loops below are plain so that the compiler vectorises them. `count` is even.
+// The loops below are plain so that the compiler vectorises them, and short: how many turns of a loop a processor has in flight
+// decides its speed, so that a long chain of operations runs faster in pieces.
+template <typename F> struct Pieces {
+    alignas(64) F f[kChunk], k[kChunk];
+};
+
+// `count` exponentials from every `step`-th word.
+template <int step, typename F> DRIFTMAX_INLINE void exponentials(const Chunk& c, Pieces<F>& p, F* out, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) exponential_parts(c.hi[step * i], c.lo[step * i], p.f[i], p.k[i]);
+    for (int64_t i = 0; i < count; ++i) out[i] = -log_core(p.f[i], p.k[i]);
+}
+
+// `count` is even.
 template <typename F> DRIFTMAX_INLINE void transform(int kind, const Chunk& c, F* out, int64_t count) {
+    Pieces<F> p;
     switch (kind) {
         case kUniform:
             for (int64_t i = 0; i < count; ++i) out[i] = uniform(c.hi[i], c.lo[i], F());
             break;
-        case kExponential:
-            for (int64_t i = 0; i < count; ++i) out[i] = exponential<F>(c.hi[i], c.lo[i]);
-            break;
+        case kExponential: exponentials<1>(c, p, out, count); break;
         case kGumbel:
-            for (int64_t i = 0; i < count; ++i) out[i] = gumbel<F>(c.hi[i], c.lo[i]);
+            exponentials<1>(c, p, out, count);
+            for (int64_t i = 0; i < count; ++i) out[i] = -log_pos(out[i]);
             break;
-        default:
-            for (int64_t i = 0; i < count; i += 2) box_muller<F>(c.hi[i], c.lo[i], c.hi[i + 1], c.lo[i + 1], out[i], out[i + 1]);
+        default: {
+            F* radius = p.f;
+            exponentials<2>(c, p, radius, count / 2);
+            for (int64_t i = 0; i < count / 2; ++i) {
+                F cosine, sine, r = std::sqrt(F(2) * radius[i]);
+                turn(c.hi[2 * i + 1], c.lo[2 * i + 1], cosine, sine);
+                out[2 * i] = r * cosine;
+                out[2 * i + 1] = r * sine;
+            }
+        }
     }
 }
 

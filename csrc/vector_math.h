@@ -144,13 +144,21 @@ template <typename F> DRIFTMAX_INLINE F unit(uint32_t hi, uint32_t lo) {
 
 constexpr uint32_t kLog1pBelow = 0x4AFB0CCCu;  // (1 - sqrt(1/2)) 2^32
 
-// Exp(1), resolved at both ends. One select between two inputs and a single logarithm, so that loops vectorise.
-template <typename F> DRIFTMAX_INLINE F exponential(uint32_t hi, uint32_t lo) {
+// Exp(1), resolved at both ends, is -log_core of these. One select between two inputs and a single logarithm, so that loops
+// vectorise.
+template <typename F> DRIFTMAX_INLINE void exponential_parts(uint32_t hi, uint32_t lo, F& f, F& k) {
     bool small = hi < kLog1pBelow;
     uint32_t flip = small ? 0u : 0xffffffffu;
-    F u = unit<F>(hi ^ flip, lo ^ flip), f, k;
+    F u = unit<F>(hi ^ flip, lo ^ flip);
     split(u, f, k);
-    return -log_core(small ? -u : f, small ? F(0) : k);
+    f = small ? -u : f;
+    k = small ? F(0) : k;
+}
+
+template <typename F> DRIFTMAX_INLINE F exponential(uint32_t hi, uint32_t lo) {
+    F f, k;
+    exponential_parts(hi, lo, f, k);
+    return -log_core(f, k);
 }
 
 template <typename F> DRIFTMAX_INLINE F gumbel(uint32_t hi, uint32_t lo) { return -log_pos(exponential<F>(hi, lo)); }
@@ -169,19 +177,18 @@ DRIFTMAX_INLINE double turns(int32_t d, uint32_t lo, double) {
     return static_cast<double>(d) * 0x1p-32 + (from_u32<double>(lo) * 0x1p-64 + 0x1p-65);
 }
 
-template <typename F>
-DRIFTMAX_INLINE void box_muller(uint32_t hi0, uint32_t lo0, uint32_t hi1, uint32_t lo1, F& even, F& odd) {
-    F radius = std::sqrt(F(2) * exponential<F>(hi0, lo0));
-    uint32_t q = (hi1 + 0x20000000u) >> 30;
-    F x = turns(static_cast<int32_t>(hi1 - (q << 30)), lo1, F());
+// Cosine and sine of the turn that a word says: of its distance from the nearest quadrant, then swapped and negated by it.
+template <typename F> DRIFTMAX_INLINE void turn(uint32_t hi, uint32_t lo, F& cosine, F& sine) {
+    using bits = typename Real<F>::bits;
+    constexpr uint32_t top = 0x80000000u;
+    const uint32_t at = hi + 0x20000000u;  // its two highest bits are the quadrant
+    F x = turns(static_cast<int32_t>(hi - (at & 0xc0000000u)), lo, F());
     F z = x * x;
-    F s = x * Real<F>::sin_poly(z), c = Real<F>::cos_poly(z);
-    bool swap = q & 1u;
-    F a = swap ? s : c, b = swap ? c : s;
-    a = (q == 1u || q == 2u) ? -a : a;
-    b = (q & 2u) ? -b : b;
-    even = radius * a;
-    odd = radius * b;
+    bits s = bit_cast_to<bits>(x * Real<F>::sin_poly(z)), c = bit_cast_to<bits>(Real<F>::cos_poly(z));
+    bool swap = static_cast<int32_t>(at << 1) < 0;
+    auto sign = [](uint32_t word) { return static_cast<bits>(word & top) << (8 * (sizeof(bits) - 4)); };
+    cosine = bit_cast_to<F>((swap ? s : c) ^ sign(at ^ (at << 1)));
+    sine = bit_cast_to<F>((swap ? c : s) ^ sign(at));
 }
 
 DRIFTMAX_END

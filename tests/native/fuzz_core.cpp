@@ -469,9 +469,9 @@ F expected_noise(int kind, const driftmax::oracle::Stream& s, int64_t element) {
     if (kind == 3) return o::exponential<F>(hi, lo);
     if (kind == 4) return o::gumbel<F>(hi, lo);
     int64_t pair = element & ~int64_t{1};
-    F even, odd;
-    o::box_muller<F>(s.word(pair), s.plane1().word(pair), s.word(pair + 1), s.plane1().word(pair + 1), even, odd);
-    return element & 1 ? odd : even;
+    F cosine, sine, radius = std::sqrt(F(2) * o::exponential<F>(s.word(pair), s.plane1().word(pair)));
+    o::turn(s.word(pair + 1), s.plane1().word(pair + 1), cosine, sine);
+    return radius * (element & 1 ? sine : cosine);
 }
 
 void check_element(const driftmax::FillArgs& a, const Buffer& out, int64_t row, int64_t element) {
