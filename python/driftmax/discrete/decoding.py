@@ -270,7 +270,8 @@ class Threshold(Adaptive):
     lookahead : int, default 0
         On a GPU: give it up to that many further calls before hearing whether a mask is left. 0 waits for the
         device after each call, so that none is made in vain; with more it has the next call to go on with,
-        and at most so many come to nothing at the end. The tokens are the same. The CPU ignores it.
+        and at most so many come to nothing at the end. The tokens are the same. The CPU ignores it. A
+        `CapturedLoop` needs no hearing, and makes no call in vain.
 
     Raises
     ------
