@@ -21,8 +21,8 @@ class Random:
 
     time_independent = True
 
-    def __init__(self, scale: float = 3.0) -> None:
-        generator = torch.Generator().manual_seed(0)
+    def __init__(self, scale: float = 3.0, seed: int = 0) -> None:
+        generator = torch.Generator().manual_seed(seed)
         self.embed = torch.randn(V, LENGTH, 8, generator=generator, dtype=torch.float64)
         self.weight = scale * torch.randn(V, 8, generator=generator, dtype=torch.float64)
         self.batches: list[int] = []
@@ -30,6 +30,12 @@ class Random:
     def row(self, tokens: Tensor) -> Tensor:
         each = self.embed[tokens, torch.arange(len(tokens))]
         return torch.tanh(each + each.roll(1, 0) + each.mean(0))
+
+    def log_probs(self, tokens: Tensor) -> Tensor:
+        """Of a row, forbidden tokens at -inf."""
+        logits = self.row(tokens) @ self.weight.T
+        logits[:, [MASK, *BANNED]] = -math.inf
+        return logits.log_softmax(1)
 
     def __call__(self, tokens: Tensor) -> Tensor:
         self.batches.append(len(tokens))

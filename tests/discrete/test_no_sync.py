@@ -41,6 +41,7 @@ from driftmax.discrete import (
     ancestral,
     remask,
     rules,
+    sample,
     svdd,
 )
 from driftmax.discrete.rules import true_positions
@@ -229,6 +230,51 @@ def test_guided_steps_look_at_values_late_and_at_nothing_else(base, selection, v
     assert heard == [1] * (len(begun) - 1) + [0]  # the last one's at once
 
 
+class Elsewhere(torch.Tensor):
+    """On a device, as far as it says."""
+
+    @property
+    def is_cpu(self):
+        return False
+
+
+def positions_without_looking(where, many):
+    return [part.as_subclass(torch.Tensor) for part in true_positions(where.as_subclass(Elsewhere), many)]
+
+
+@pytest.mark.parametrize("value", [threes, Completion(threes)], ids=["value", "completion"])
+@pytest.mark.parametrize("base", BASES, ids=str)
+def test_guided_tokens_do_not_depend_on_how_positions_are_found(base, value, monkeypatch):
+    prompt = torch.full((3, LENGTH), VOCAB)
+    prompt[1, 1:] = 2
+    steps = 12 if isinstance(base, (Ancestral, Euler)) else None
+    options = {"mask_id": VOCAB, "sampler": SVDD(base, value, 4), "steps": steps, "rng": 5, "cache": False}
+    wanted = sample(Plain(), (3, LENGTH), prompt=prompt, **options)
+    monkeypatch.setattr(svdd, "true_positions", positions_without_looking)
+    found = sample(Plain(), (3, LENGTH), prompt=prompt, **options)
+    assert torch.equal(found.tokens, wanted.tokens)
+    assert (found.nfe, found.row_nfe.tolist()) == (wanted.nfe, wanted.row_nfe.tolist())
+
+
+class Next(Plain):
+    """The most probable token is the one after that in place, of a mask the first."""
+
+    def __call__(self, tokens, t=None):
+        return torch.nn.functional.one_hot((tokens + 1) % (VOCAB + 1), VOCAB).float()
+
+
+def test_a_completion_touches_masks_only(monkeypatch):
+    """Also where there are fewer than the host thought, and none."""
+    monkeypatch.setattr(svdd, "true_positions", positions_without_looking)
+    problem = Problem(Next(), (3, LENGTH), VOCAB, rng=0, cache=False)
+    for masks in (0, 1, 5):
+        tokens = torch.full((3, LENGTH), 2)
+        tokens[1, :masks] = VOCAB
+        completed, rows = Completion(threes).complete(problem, tokens, None, 5)
+        assert torch.equal(completed, tokens.masked_fill(tokens == VOCAB, 0))
+        assert rows.tolist() == [0, 1, 2]
+
+
 class Scores(Plain):
     """Log-scores that depend on time."""
 
@@ -275,17 +321,9 @@ def test_adaptive_steps_read_how_many_masks_are_left(rule, cache, lookahead, mon
 
 def test_positions_without_looking():
     """The way that reads nothing finds what nonzero finds."""
-
-    class Elsewhere(torch.Tensor):
-        @property
-        def is_cpu(self):
-            return False
-
     where = torch.rand(5, 9, generator=torch.Generator().manual_seed(0)) < 0.4
     wanted = where.nonzero(as_tuple=True)
     many = int(where.sum())
     for asked in (many, many + 7):
-        got = true_positions(where.as_subclass(Elsewhere), asked)
-        for one, other in zip(got, wanted, strict=True):
-            found = one.as_subclass(torch.Tensor)
+        for found, other in zip(positions_without_looking(where, asked), wanted, strict=True):
             assert torch.equal(found, torch.cat((other, other))[:asked])

@@ -17,47 +17,8 @@ from driftmax.discrete.decoding import Confidence
 from driftmax.discrete.remask import P2, Cap, ConfidenceBased, Loop, Remasking, ReMDM, Rescale
 from torch import Tensor
 
+from tests.discrete.published import BANNED, LENGTH, MASK, SEED, Headed, Random, V
 from tests.statistics import LEVEL, assert_law, assert_mass, noncentrality
-
-V, MASK, LENGTH, SEED = 11, 7, 12, 3
-BANNED = (0, 4)
-
-
-class Random:
-    """Random logits that depend on all tokens of the row and, bitwise, on nothing else of the batch."""
-
-    time_independent = True
-
-    def __init__(self, seed: int = 0) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        self.embed = torch.randn(V, LENGTH, 8, generator=generator, dtype=torch.float64)
-        self.weight = 3.0 * torch.randn(V, 8, generator=generator, dtype=torch.float64)
-        self.batches: list[int] = []
-
-    def row(self, tokens: Tensor) -> Tensor:
-        each = self.embed[tokens, torch.arange(len(tokens))]
-        return torch.tanh(each + each.roll(1, 0) + each.mean(0))
-
-    def log_probs(self, tokens: Tensor) -> Tensor:
-        logits = self.row(tokens) @ self.weight.T
-        logits[:, [MASK, *BANNED]] = -math.inf
-        return logits.log_softmax(1)
-
-    def __call__(self, tokens: Tensor) -> Tensor:
-        self.batches.append(len(tokens))
-        return torch.stack([self.row(each) @ self.weight.T for each in tokens])
-
-
-class Headed(Random):
-    """The same network, with its head apart."""
-
-    @property
-    def head(self) -> tuple[Tensor, Tensor]:
-        return self.weight, torch.zeros(V, dtype=torch.float64)
-
-    def features(self, tokens: Tensor) -> Tensor:
-        self.batches.append(len(tokens))
-        return torch.stack([self.row(each) for each in tokens])
 
 
 def prompts() -> Tensor:
@@ -375,10 +336,10 @@ def test_path_planning(settings, shares, eta, temperature):
 
 @pytest.mark.parametrize("eta", [0.0, 0.1, 1.0])
 def test_path_planning_with_a_planner(eta):
-    planner = Random(5)
+    planner = Random(seed=5)
     result = run(P2(eta, planner=planner), steps=8)
     wanted = [
-        plan(Random(), row, i, steps=8, eta=eta, shares=SHARES[0][1], planner=Random(5))
+        plan(Random(), row, i, steps=8, eta=eta, shares=SHARES[0][1], planner=Random(seed=5))
         for i, row in enumerate(prompts())
     ]
     assert torch.equal(result.tokens, torch.stack(wanted))

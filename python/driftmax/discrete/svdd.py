@@ -255,6 +255,7 @@ class Completion:
         times = None if t is None else t[rows]
         completed = tokens.clone()
         completed[row, position] = drawn_tokens(greedy, batch, times, local, position, streams)
+        # Of fewer masks than `most`, some come again; of none, a position without one.
         return torch.where(masked, completed, tokens), rows
 
 
