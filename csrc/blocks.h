@@ -4,6 +4,8 @@
 // that no second pass waits for a maximum; a block more than 60 octaves away from it is redone with its own.
 #pragma once
 
+#include <algorithm>
+
 #include "elements.h"
 #include "parallel.h"
 
@@ -26,14 +28,23 @@ struct Scan {
     float* lane_tops = nullptr;  // [blocks, 16] maxima of the lanes, relative to the row's reference; optional
     int64_t count;
     bool weighted = true;  // are sums of y * exponential wanted?
+
+    // The first block of that top other than `but`; -1 if there is none.
+    int64_t with_top(float top, int64_t but = -1) const {
+        for (int64_t b = 0; b < count; ++b)
+            if (blocks[b].top == top && b != but) return b;
+        return -1;
+    }
 };
 
-// ln sum, entropy and maximum of the tokens scanned.
+// What the blocks of a row say together.
 struct Total {
-    float reference;  // base 2 exponent, an integer
-    double sum;       // of 2^(l * scale - reference)
-    double weighted;
-    float top;  // max y relative to the row's reference
+    float reference = -kInfF;  // base 2 exponent, an integer
+    double sum = 0.0;          // of 2^(l * scale - reference)
+    double weighted = 0.0;
+    float top = -kInfF, second = -kInfF,
+          bottom = kInfF;  // the two largest and the smallest of their tops, relative to the row's reference
+    bool finite = false;   // false: the sums met what they cannot hold, or nothing
 };
 
 template <typename E> float first_finite(const typename E::raw* row, int64_t vocab, const Scale& scale) {
@@ -138,80 +149,112 @@ template <bool weighted, typename Form> DRIFTMAX_INLINE void accumulate(Sums& s,
     }
 }
 
-// Sums of 256 elements are added up apart, so that rounding grows with 16 + 4 terms a lane instead of 64.
-template <typename E, bool weighted, typename Form> Sums form_sums(const typename E::raw* p, int64_t n, const Form& form) {
-    Sums total{splat(0), splat(0), splat(-kInfF)};
+// How many blocks are summed side by side. Blocks that lie in several pages keep the hardware's prefetchers, which stop at page
+// ends, busy; their sums need the registers of AVX-512.
+#if DRIFTMAX_AVX512
+constexpr int kAbreast = 6;
+#else
+constexpr int kAbreast = 1;
+#endif
+
+// Of `blocks` blocks of n elements, one after another in memory. Sums of 256 elements are added up apart, so that rounding grows
+// with 16 + 4 terms a lane instead of 64.
+template <typename E, bool weighted, int blocks, typename Form>
+DRIFTMAX_INLINE void form_sums(const typename E::raw* p, int64_t n, const Form& form, Sums (&total)[blocks]) {
+    constexpr int64_t near = blocks > 1 ? 512 : 1024;
+    constexpr int64_t far = blocks > 1 ? blocks * kBlock * static_cast<int64_t>(sizeof *p) : 8192;
+    for (Sums& t : total) t = {splat(0), splat(0), splat(-kInfF)};
+    auto add = [&](int b, const Sums& s) {
+        total[b].sum = total[b].sum + s.sum;
+        total[b].weighted = total[b].weighted + s.weighted;
+        total[b].top = s.top;
+    };
     int64_t i = 0;
     for (; i + 256 <= n; i += 256) {
-        Sums s{splat(0), splat(0), total.top};
-        for (int64_t j = i; j < i + 256; j += 16) {
-            const char* ahead = reinterpret_cast<const char*>(p + j);
-            __builtin_prefetch(ahead + 1024);
-            __builtin_prefetch(ahead + 8192, 0, 2);  // over the page's end, where the hardware's prefetcher stops
-            accumulate<weighted>(s, form, form.values(E::load(p + j)));
-        }
-        total.sum = total.sum + s.sum;
-        total.weighted = total.weighted + s.weighted;
-        total.top = s.top;
+        Sums s[blocks];
+        for (int b = 0; b < blocks; ++b) s[b] = {splat(0), splat(0), total[b].top};
+        for (int64_t j = i; j < i + 256; j += 16)
+            for (int b = 0; b < blocks; ++b) {
+                const typename E::raw* q = p + b * kBlock + j;
+                const char* ahead = reinterpret_cast<const char*>(q);
+                __builtin_prefetch(ahead + near);
+                __builtin_prefetch(ahead + far, 0, 2);  // over the page's end, where the hardware's prefetcher stops
+                accumulate<weighted>(s[b], form, form.values(E::load(q)));
+            }
+        for (int b = 0; b < blocks; ++b) add(b, s[b]);
     }
-    Sums s{splat(0), splat(0), total.top};
-    for (; i + 16 <= n; i += 16) accumulate<weighted>(s, form, form.values(E::load(p + i)));
-    if (i < n) accumulate<weighted>(s, form, form.values(load_part<E>(p + i, n - i)));
-    total.sum = total.sum + s.sum;
-    return {total.sum, form.weighted(total.weighted + s.weighted, total.sum), form.top(s.top)};
+    if (i < n) {
+        Sums s{splat(0), splat(0), total[0].top};
+        for (; i + 16 <= n; i += 16) accumulate<weighted>(s, form, form.values(E::load(p + i)));
+        if (i < n) accumulate<weighted>(s, form, form.values(load_part<E>(p + i, n - i)));
+        add(0, s);
+    }
+    for (Sums& t : total) t = {t.sum, form.weighted(t.weighted, t.sum), form.top(t.top)};
 }
 
-template <typename E, bool weighted> Sums block_sums(const typename E::raw* p, int64_t n, const Scale& scale) {
+// n < kBlock for a single block only.
+template <typename E, bool weighted, int blocks>
+void block_sums(const typename E::raw* p, int64_t n, const Scale& scale, Sums (&total)[blocks]) {
     if constexpr (std::is_same_v<typename E::value, float>) {
         NearForm near(scale);
-        if (near.usable()) return form_sums<E, weighted>(p, n, near);
+        if (near.usable()) return form_sums<E, weighted>(p, n, near, total);
     }
-    return form_sums<E, weighted>(p, n, FarForm<E>(scale));
+    form_sums<E, weighted>(p, n, FarForm<E>(scale), total);
 }
 
 // Without `weighted` (a fifth of the arithmetic) that sum is 0, or NaN where the other one is not finite.
-template <typename E, bool weighted = true> Block scan_block(const typename E::raw* p, int64_t n, Scale scale, float* lane_tops) {
-    Sums s = block_sums<E, weighted>(p, n, scale);
-    auto weighted_sum = [&] { return weighted ? sum16(s.weighted) : sum16(s.sum) - sum16(s.sum); };
-    Block b{sum16(s.sum), weighted_sum(), max16(s.top), scale.reference};
-    if (lane_tops) store16(lane_tops, s.top);
-    if (b.top == -kInfF && b.weighted == b.weighted) b.sum = b.weighted = 0.0f;
-    else if ((b.top > kFar || b.top < -kFar) && b.top < kInfF) {
-        scale.reference = b.reference = scale.reference + std::nearbyint(b.top);
-        s = block_sums<E, weighted>(p, n, scale);
-        b.sum = sum16(s.sum);
-        b.weighted = weighted_sum();
+template <typename E, bool weighted, int blocks = 1>
+void scan_blocks(const typename E::raw* p, int64_t n, const Scale& scale, Block* out, float* lane_tops) {
+    Sums sums[blocks];
+    block_sums<E, weighted>(p, n, scale, sums);
+    auto weighted_sum = [](const Sums& s) { return weighted ? sum16(s.weighted) : sum16(s.sum) - sum16(s.sum); };
+    for (int k = 0; k < blocks; ++k) {
+        const Sums& s = sums[k];
+        Block& b = out[k];
+        b = {sum16(s.sum), weighted_sum(s), max16(s.top), scale.reference};
+        if (lane_tops) store16(lane_tops + 16 * k, s.top);
+        if (b.top == -kInfF && b.weighted == b.weighted) b.sum = b.weighted = 0.0f;
+        else if ((b.top > kFar || b.top < -kFar) && b.top < kInfF) {
+            Scale own = scale;
+            own.reference = b.reference = scale.reference + std::nearbyint(b.top);
+            Sums again[1];
+            block_sums<E, weighted>(p + k * kBlock, n, own, again);
+            b.sum = sum16(again[0].sum);
+            b.weighted = weighted_sum(again[0]);
+        }
     }
-    return b;
 }
 
 // Scan of a whole row; `threads` > 1 splits it over the pool.
+template <typename E, bool weighted> void scan_range(const typename E::raw* row, int64_t vocab, const Scan& scan, int64_t b,
+                                                     int64_t end) {
+    auto tops = [&] { return scan.lane_tops ? scan.lane_tops + 16 * b : nullptr; };
+    if constexpr (kAbreast > 1)
+        for (; b + kAbreast <= end && (b + kAbreast) * kBlock <= vocab; b += kAbreast)
+            scan_blocks<E, weighted, kAbreast>(row + b * kBlock, kBlock, scan.scale, scan.blocks + b, tops());
+    for (; b < end; ++b)
+        scan_blocks<E, weighted>(row + b * kBlock, std::min(kBlock, vocab - b * kBlock), scan.scale, scan.blocks + b, tops());
+}
+
 template <typename E> void scan_row(const typename E::raw* row, int64_t vocab, const Scan& scan, int threads) {
     auto body = [&](int64_t b, int64_t end, int) {
-        for (; b < end; ++b) {
-            int64_t begin = b * kBlock, n = vocab - begin < kBlock ? vocab - begin : kBlock;
-            float* tops = scan.lane_tops ? scan.lane_tops + 16 * b : nullptr;
-            scan.blocks[b] = scan.weighted ? scan_block<E, true>(row + begin, n, scan.scale, tops)
-                                           : scan_block<E, false>(row + begin, n, scan.scale, tops);
-        }
+        if (scan.weighted) scan_range<E, true>(row, vocab, scan, b, end);
+        else scan_range<E, false>(row, vocab, scan, b, end);
     };
     if (threads <= 1) body(0, scan.count, 0);
     else parallel_for(scan.count, 8, threads, body);
 }
 
-inline float top_of(const Scan& scan) {
-    float top = -kInfF;
-    for (int64_t b = 0; b < scan.count; ++b)
-        if (scan.blocks[b].top > top) top = scan.blocks[b].top;
-    return top;
-}
-
 // Blocks more than 2^11 octaves below the row's maximum weigh nothing (the noise spans 2^7) and may lie too far for a float.
-inline void drop_hopeless(const Scan& scan) {
+// True if there were any.
+inline bool drop_hopeless(const Scan& scan) {
+    bool any = false;
     for (int64_t b = 0; b < scan.count; ++b)
-        if (scan.blocks[b].top < -2048.0f &&
-            scan.blocks[b].weighted == scan.blocks[b].weighted)  // a NaN is for the caller to see
+        if (scan.blocks[b].top < -2048.0f && scan.blocks[b].sum != 0.0f) {
+            any = true;
             scan.blocks[b].sum = scan.blocks[b].weighted = 0.0f, scan.blocks[b].reference = scan.scale.reference;
+        }
+    return any;
 }
 
 // 2^k exactly, 0 below the range of double.
@@ -223,12 +266,38 @@ inline double pow2(float k) {
 
 inline double block_mass(const Block& b, float reference) { return static_cast<double>(b.sum) * pow2(b.reference - reference); }
 
-// Totals relative to the largest reference, so that nothing overflows.
-inline Total total_of(const Scan& scan) {
-    Total t{-kInfF, 0.0, 0.0, -kInfF};
+// Did the block meet what it cannot handle: NaN, +inf, or finite values whose y overflows, or is so large that a float cannot
+// hold its difference from the reference (beyond 2^30 rounding leaves the range of exp2_16)?
+inline bool block_is_finite(const Block& x) {
+    return x.top < kInfF && x.weighted - x.weighted == 0.0f && x.sum - x.sum == 0.0f && std::fabs(x.reference) < 0x1p29f;
+}
+
+// Of blocks that share the row's reference. Chains of additions side by side: one alone would wait for each of its results.
+inline void add_near_blocks(Total& t, const Scan& scan) {
+    constexpr int chains = 4;
+    double sum[chains] = {}, weighted[chains] = {};
+    int64_t b = 0;
+    for (; b + chains <= scan.count; b += chains)
+        for (int k = 0; k < chains; ++k) {
+            sum[k] += static_cast<double>(scan.blocks[b + k].sum);
+            weighted[k] += static_cast<double>(scan.blocks[b + k].weighted);
+        }
+    for (; b < scan.count; ++b) {
+        sum[0] += static_cast<double>(scan.blocks[b].sum);
+        weighted[0] += static_cast<double>(scan.blocks[b].weighted);
+    }
+    t.sum = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+    t.weighted = (weighted[0] + weighted[1]) + (weighted[2] + weighted[3]);
+    t.reference = scan.scale.reference;
+    t.finite = t.sum - t.sum == 0.0 && t.weighted - t.weighted == 0.0 && std::fabs(t.reference) < 0x1p29f;
+}
+
+// Relative to the largest reference, so that nothing overflows.
+inline void add_far_blocks(Total& t, const Scan& scan) {
+    t.finite = true;
     for (int64_t b = 0; b < scan.count; ++b) {
         const Block& x = scan.blocks[b];
-        if (x.top > t.top) t.top = x.top;
+        t.finite = t.finite && block_is_finite(x);
         if (x.sum > 0 && x.reference > t.reference) t.reference = x.reference;
     }
     for (int64_t b = 0; b < scan.count; ++b) {
@@ -238,22 +307,23 @@ inline Total total_of(const Scan& scan) {
         t.sum += static_cast<double>(x.sum) * scale;
         t.weighted += (static_cast<double>(x.weighted) + gap * x.sum) * scale;
     }
-    return t;
 }
 
-// Did the block meet what it cannot handle: NaN, +inf, or finite values whose y overflows, or is so large that a float cannot
-// hold its difference from the reference (beyond 2^30 rounding leaves the range of exp2_16)?
-inline bool block_is_finite(const Block& x) {
-    return x.top < kInfF && x.weighted - x.weighted == 0.0f && x.sum - x.sum == 0.0f && std::fabs(x.reference) < 0x1p29f;
-}
-
-inline bool scan_is_finite(const Scan& scan) {
-    bool any = false;  // none: all are -inf, or finite with y below the range of a float
+inline Total total_of(const Scan& scan) {
+    Total t;
+    bool near = true;
     for (int64_t b = 0; b < scan.count; ++b) {
-        if (!block_is_finite(scan.blocks[b])) return false;
-        any = any || scan.blocks[b].top > -kInfF;
+        const Block& x = scan.blocks[b];
+        t.second = std::max(t.second, std::min(t.top, x.top));
+        t.top = std::max(t.top, x.top);
+        t.bottom = std::min(t.bottom, x.top);
+        near = near && x.reference == scan.scale.reference;
     }
-    return any;
+    if (near) add_near_blocks(t, scan);
+    else add_far_blocks(t, scan);
+    // Without a top all are -inf, or finite with y below the range of a float.
+    t.finite = t.finite && t.top > -kInfF && t.top < kInfF;
+    return t;
 }
 
 // NaN or +inf in the row itself; NaN goes first.

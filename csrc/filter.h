@@ -23,12 +23,12 @@ public:
     using Item = Candidate<Value>;
 
     // `scan` needs lane_tops where top_k is used.
-    Filter(const typename E::raw* row, int64_t vocab, double temperature, const Scan& scan)
+    Filter(const typename E::raw* row, int64_t vocab, double temperature, const Scan& scan, const Total& total)
         : row_(row),
           vocab_(vocab),
           temperature_(temperature),
           scan_(scan),
-          total_(total_of(scan)),
+          total_(total),
           items_(static_cast<Item*>(scratch(2, static_cast<size_t>(vocab) * sizeof(Item)))) {}
 
     // The definition itself, by sorting in double: for rows whose y overflow a float.

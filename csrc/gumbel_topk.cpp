@@ -52,7 +52,7 @@ template <typename E> Status draw_row(const GumbelTopkArgs& args, int64_t draw) 
         float cutoff = ctx.cutoff();
         for (int64_t b = 0; b < blocks_of(ctx.vocab); ++b) {
             if (ctx.scanned && !(ctx.scan.blocks[b].top >= cutoff)) continue;
-            race.template run<E>(ctx.row, b * kBlock, std::min(kBlock, ctx.vocab - b * kBlock));
+            race.template run<E>(ctx.row, b * kBlock, std::min(kBlock, ctx.vocab - b * kBlock), true);
         }
         top = race.sink;
         code = race.code;

@@ -75,8 +75,9 @@ public:
             else if (by_token) code = race_tokens(s, p, n, at, draw, temperature);
             if (code == kOk && (args_.stats || !(greedily || by_token))) {
                 Scale scale = scale_of(s, p, n, greedily ? 1.0 : temperature);
-                Block b =
-                    args_.stats ? scan_block<F32, true>(p, n, scale, nullptr) : scan_block<F32, false>(p, n, scale, nullptr);
+                Block b;
+                if (args_.stats) scan_blocks<F32, true>(p, n, scale, &b, nullptr);
+                else scan_blocks<F32, false>(p, n, scale, &b, nullptr);
                 if (!block_is_finite(b)) code = refuse(p, n);
                 else if (b.sum > 0 && add_block(s, p, n, b, scale, noise, at)) winner = at;
             }
@@ -154,7 +155,7 @@ private:
         Best start{s.token_plus_1 ? s.score : -kInf, s.token_plus_1 - 1};
         TokenRace<Best> race(Stream(args_.streams, args_.n1, draw, kTokenNoise), temperature, Kept{}, start);
         int64_t begin = args_.begin + at;
-        race.template run<F32>(p - begin, begin, n);
+        race.template run<F32>(p - begin, begin, n, false);
         if (race.code == kOk && race.sink.token >= begin) take(s, race.sink.score, p, race.sink.token - begin, at);
         return race.code;
     }

@@ -197,15 +197,22 @@ DRIFTMAX_INLINE void philox_group(uint32_t* out, const Schedule& s, const wide* 
 }
 
 // Words of blocks [first, first + count) in order. Writes whole groups: `out` holds 4 * count words rounded up to a
-// multiple of 128. The high half of the block number must not change within the range.
-inline void philox_words(uint32_t* out, const Stream& s, uint64_t first, int64_t count) {
+// multiple of 128. The high half of the block number must not change within the range. Calls before_group()
+// kGroup blocks apart.
+template <typename Before>
+DRIFTMAX_INLINE void philox_words(uint32_t* out, const Stream& s, uint64_t first, int64_t count, Before&& before_group) {
     const Schedule schedule(s, static_cast<uint32_t>(first >> 32));
     wide counter[kChains];
     for (int i = 0; i < kChains; ++i) counter[i] = w_add(w_set(static_cast<uint32_t>(first) + i * kWide), w_iota());
     for (int64_t done = 0; done < count; done += kGroup, out += 4 * kGroup) {
+        before_group();
         philox_group(out, schedule, counter);
         for (int i = 0; i < kChains; ++i) counter[i] = w_add(counter[i], w_set(kGroup));
     }
+}
+
+inline void philox_words(uint32_t* out, const Stream& s, uint64_t first, int64_t count) {
+    philox_words(out, s, first, count, [] {});
 }
 
 // Words of the listed blocks (low halves of their numbers), in the order of the list. `numbers` is readable, and `out` writable,

@@ -56,30 +56,36 @@ public:
     Sink sink;
     StatusCode code = kOk;
 
-    // Tokens [begin, begin + n), n <= 1024, begin a multiple of 4; row points to token 0.
-    template <typename E> void run(const typename E::raw* row, int64_t begin, int64_t n) {
+    // Tokens [begin, begin + n), n <= 1024, begin a multiple of 4; row points to token 0. `sweeps`: those after them are next.
+    template <typename E> void run(const typename E::raw* row, int64_t begin, int64_t n, bool sweeps) {
         alignas(64) uint32_t hi[kBlock];
         const typename E::raw* p = row + begin;
-        // The logits are on their way while the words are made.
-        for (int64_t byte = 0; byte < n * static_cast<int64_t>(sizeof *p); byte += 64)
-            __builtin_prefetch(reinterpret_cast<const char*>(p) + byte);
-        philox_words(hi, noise_, static_cast<uint64_t>(begin) / 4, (n + 3) / 4);
+        // Logits that are next are on their way while the words are made, a few lines at a time: many at once would wait for
+        // each other, and the words for them.
+        const char* next = reinterpret_cast<const char*>(p + kBlock);
+        constexpr int64_t step = 4 * kGroup * static_cast<int64_t>(sizeof *p);
+        philox_words(hi, noise_, static_cast<uint64_t>(begin) / 4, (n + 3) / 4, [&]() DRIFTMAX_LAMBDA_INLINE {
+            if (!sweeps) return;
+            for (int64_t byte = 0; byte < step; byte += 64) __builtin_prefetch(next + byte, 0, 2);
+            next += step;
+        });
         bool blunt = Sink::kFavourite;  // could a better score of this block still sharpen the screen?
-        for (int64_t i = 0; i < n; i += 16) {
-            uint32_t alive = screen<E>(p, i, n, hi);
+        for (int64_t i = 0; i < n; i += 32) {
+            auto survivors = [&] { return screen<E>(p, i, n, hi) | (n - i > 16 ? screen<E>(p, i + 16, n, hi) << 16 : 0u); };
+            uint32_t alive = survivors();
             if (__builtin_expect(alive == 0, 1)) continue;
             if (blunt && __builtin_popcount(alive) > kMany) {
                 blunt = false;
                 int64_t favourite = largest<E>(p, n);
                 if (favourite >= 0) evaluate<E>(p, begin, favourite, hi);
-                alive = screen<E>(p, i, n, hi);
+                alive = survivors();
             }
             for (; alive; alive &= alive - 1) evaluate<E>(p, begin, i + __builtin_ctz(alive), hi);
         }
     }
 
 private:
-    static constexpr int kMany = 3;  // survivors among sixteen tokens that are worth a look for the block's largest logit
+    static constexpr int kMany = 4;  // survivors among 32 tokens that are worth a look for the block's largest logit
 
     // Which of the sixteen tokens from i may still win, NaNs among them.
     template <typename E> DRIFTMAX_INLINE uint32_t screen(const typename E::raw* p, int64_t i, int64_t n,
@@ -92,11 +98,14 @@ private:
 
     // Index of the block's largest value if that beats the largest seen so far: a good first score makes the screen sharp.
     template <typename E> int64_t largest(const typename E::raw* p, int64_t n) {
-        f32x16 top = splat(-kInfF);
+        constexpr int chains = 4;
+        f32x16 tops[chains];
+        for (f32x16& top : tops) top = splat(-kInfF);
         int64_t i = 0;
-        for (; i + 16 <= n; i += 16) top = max(top, E::narrow(E::load(p + i)));
-        if (i < n) top = max(top, E::narrow(load_part<E>(p + i, n - i)));
-        float value = max16(top);
+        for (; i + 16 * chains <= n; i += 16 * chains)
+            for (int k = 0; k < chains; ++k) tops[k] = max(tops[k], E::narrow(E::load(p + i + 16 * k)));
+        for (; i < n; i += 16) tops[0] = max(tops[0], E::narrow(n - i >= 16 ? E::load(p + i) : load_part<E>(p + i, n - i)));
+        float value = max16(max(max(tops[0], tops[1]), max(tops[2], tops[3])));
         if (!(value > seen_)) return -1;
         seen_ = value;
         for (i = 0; i < n; i += 16) {
@@ -138,7 +147,7 @@ Best race_row(const typename E::raw* row, int64_t vocab, const Stream& noise, do
             for (int64_t b = g * per_group; b < stop; ++b) {
                 if (scan && !(scan->blocks[b].top >= cutoff)) continue;
                 int64_t n = vocab - b * kBlock < kBlock ? vocab - b * kBlock : kBlock;
-                race.run<E>(row, b * kBlock, n);
+                race.run<E>(row, b * kBlock, n, true);
             }
             bests[g] = race.sink;
             bests[g].code = race.code;

@@ -8,14 +8,14 @@
 DRIFTMAX_BEGIN
 
 // Choose a block with probability proportional to its mass: argmin of E_b / S_b. E_b >= U'_b >= hi 2^-32 screens as in race.h.
-inline int64_t race_blocks(const Scan& scan, float reference, const Stream& noise) {
+inline int64_t race_blocks(const Scan& scan, const Total& total, const Stream& noise) {
     uint32_t* hi = static_cast<uint32_t*>(scratch(4, static_cast<size_t>(scan.count + 128) * 4));
     philox_words(hi, noise, 0, (scan.count + 3) / 4);
     const Stream low = noise.plane1();
     double best = kInf;
     int64_t winner = -1;
     auto offer = [&](int64_t b) {
-        double mass = block_mass(scan.blocks[b], reference);
+        double mass = block_mass(scan.blocks[b], total.reference);
         if (!(mass > 0) || hi[b] * 0x1p-32 > mass * best) return;
         double t = exponential<double>(hi[b], low.word(static_cast<uint64_t>(b))) / mass;
         if (t < best || (t == best && b < winner)) {
@@ -23,10 +23,7 @@ inline int64_t race_blocks(const Scan& scan, float reference, const Stream& nois
             winner = b;
         }
     };
-    int64_t heaviest = 0;
-    for (int64_t b = 1; b < scan.count; ++b)
-        if (scan.blocks[b].top > scan.blocks[heaviest].top) heaviest = b;
-    offer(heaviest);
+    offer(scan.with_top(total.top));  // a good one first makes the screen sharp
     for (int64_t b = 0; b < scan.count; ++b) offer(b);
     return winner;
 }
@@ -77,7 +74,7 @@ private:
         if (!args_.stats) return greedy<E>(ctx.row, ctx.vocab);
         StatusCode code = ctx.make_scan(1.0, false);
         if (code != kOk) return {-kInf, -1, code};
-        return ctx.scanned ? greedy<E>(ctx.row, ctx.vocab, ctx.scan) : greedy<E>(ctx.row, ctx.vocab);
+        return ctx.scanned ? greedy<E>(ctx.row, ctx.vocab, ctx.scan, ctx.total.top) : greedy<E>(ctx.row, ctx.vocab);
     }
 
     Best sample(RowContext<E>& ctx, int64_t draw, double temperature) const {
@@ -91,11 +88,10 @@ private:
         if (!blocks)
             return race_row<E>(ctx.row, ctx.vocab, noise, temperature, ctx.kept, ctx.scan_or_null(), ctx.cutoff(), threads_);
         const Stream clock(args_.streams, args_.logits.n1, draw, kBlockNoise);
-        int64_t b = ctx.scanned ? race_blocks(ctx.scan, total_of(ctx.scan).reference, clock)
-                                : race_blocks_carefully<E>(ctx, temperature, clock);
+        int64_t b = ctx.scanned ? race_blocks(ctx.scan, ctx.total, clock) : race_blocks_carefully<E>(ctx, temperature, clock);
         if (b < 0) return {-kInf, -1, kEmpty};
         TokenRace<Best> race(noise, temperature, ctx.kept);
-        race.template run<E>(ctx.row, b * kBlock, std::min(kBlock, ctx.vocab - b * kBlock));
+        race.template run<E>(ctx.row, b * kBlock, std::min(kBlock, ctx.vocab - b * kBlock), false);
         return race.sink;
     }
 
@@ -106,13 +102,13 @@ private:
         if (!ctx.scanned) {
             s = careful_stats<E>(ctx.row, ctx.vocab, temperature, ctx.kept, chosen);
         } else if (ctx.kept.all()) {
-            Total t = total_of(ctx.scan);
-            TopTwo top = row_top_two<E>(ctx.row, ctx.vocab, ctx.scan);
+            const Total& t = ctx.total;
+            TopTwo top = row_top_two<E>(ctx.row, ctx.vocab, ctx.scan, t);
             Scale scale = ctx.scan.scale;
             scale.reference = t.reference;  // of the block with the row's maximum: references grow with the tops
             s = make_stats(chosen, top, temperature, E::scaled(top.first, scale), t.sum, t.weighted);
         } else {
-            s = kept_stats<E>(ctx.row, ctx.vocab, temperature, ctx.kept, ctx.scan, ctx.cutoff(), chosen);
+            s = kept_stats<E>(ctx.row, ctx.vocab, temperature, ctx.kept, ctx.scan, ctx.total, ctx.cutoff(), chosen);
         }
         int64_t draws = args_.logits.n0 * args_.logits.n1;
         if (args_.logits.dtype == DType::f64) store_stats(static_cast<double*>(args_.stats), draws, draw, s);
@@ -130,7 +126,9 @@ template <typename Body> Status sample_rows(const CategoricalArgs& args, int64_t
     if (count <= 0 || vocab <= 0) return kOk;
     // Many rows: a thread each. Few: all threads share a row, if it is long enough to pay for waking them.
     bool by_row = count >= 2 * args.threads || vocab < (1 << 16);
-    int64_t grain = std::max<int64_t>(1, std::min<int64_t>(16, (1 << 16) / vocab));
+    // A thread takes some rows in turn, so that what it prefetches behind one is the next; few enough to share the work evenly.
+    int64_t grain =
+        std::max<int64_t>(1, std::min({int64_t(16), (int64_t(1) << 19) / vocab, count / (32 * std::max(1, args.threads))}));
     FirstError error;
     with_element(args.logits.dtype, [&](auto element) {
         parallel_for(count, grain, by_row ? args.threads : 1, [&](int64_t i, int64_t end, int) {

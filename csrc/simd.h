@@ -32,6 +32,9 @@
 #define DRIFTMAX_INLINE inline __attribute__((always_inline))
 #endif
 
+// For a lambda that prefetches: GCC takes a call of it for one without effects, and drops it unless it is inlined first.
+#define DRIFTMAX_LAMBDA_INLINE __attribute__((always_inline))
+
 DRIFTMAX_BEGIN
 
 // The same pointer, of which a compiler knows nothing any more, so that it cannot load ahead what is behind it.

@@ -34,17 +34,28 @@ struct TopTwo {
 template <typename E> TopTwo top_two(const typename E::raw* p, int64_t n) {
     TopTwo t;
     if constexpr (std::is_same_v<typename E::value, float>) {
-        f32x16 first = splat(-kInfF), second = first;
-        for (int64_t i = 0; i < n; i += 16) {
-            f32x16 l = n - i >= 16 ? E::load(p + i) : load_part<E>(p + i, n - i);
-            second = max(second, min(first, l));
-            first = max(first, l);
-        }
-        float firsts[16], seconds[16];
-        store16(firsts, first);
-        store16(seconds, second);
-        for (float v : firsts) t.offer(static_cast<double>(v));
-        for (float v : seconds) t.offer(static_cast<double>(v));
+        constexpr int chains = 2;
+        f32x16 first[chains], second[chains];
+        for (int k = 0; k < chains; ++k) first[k] = second[k] = splat(-kInfF);
+        auto add = [&](int k, f32x16 l) {
+            second[k] = max(second[k], min(first[k], l));
+            first[k] = max(first[k], l);
+        };
+        int64_t i = 0;
+        for (; i + 16 * chains <= n; i += 16 * chains)
+            for (int k = 0; k < chains; ++k) add(k, E::load(p + i + 16 * k));
+        for (; i < n; i += 16) add(0, n - i >= 16 ? E::load(p + i) : load_part<E>(p + i, n - i));
+        add(0, first[1]);
+        second[0] = max(second[0], second[1]);
+        const float top = max16(first[0]);
+        // Of the lane that holds the largest value its second counts, of the others their first.
+        alignas(64) float firsts[16], seconds[16];
+        store16(firsts, first[0]);
+        store16(seconds, second[0]);
+        const uint32_t at = ge(first[0], splat(top));
+        if (at) firsts[__builtin_ctz(at)] = seconds[__builtin_ctz(at)];
+        t.first = static_cast<double>(top);
+        t.second = static_cast<double>(max16(load16(firsts)));
     } else {
         for (int64_t i = 0; i < n; ++i) t.offer(E::get(p + i));
     }
@@ -53,16 +64,8 @@ template <typename E> TopTwo top_two(const typename E::raw* p, int64_t n) {
 
 // The two largest values of the row: they lie in the two blocks of largest top (equal tops may hide a better block only
 // within the rounding of y).
-template <typename E> TopTwo row_top_two(const typename E::raw* row, int64_t vocab, const Scan& scan) {
-    int64_t first = -1, second = -1;
-    for (int64_t b = 0; b < scan.count; ++b) {
-        if (first < 0 || scan.blocks[b].top > scan.blocks[first].top) {
-            second = first;
-            first = b;
-        } else if (second < 0 || scan.blocks[b].top > scan.blocks[second].top) {
-            second = b;
-        }
-    }
+template <typename E> TopTwo row_top_two(const typename E::raw* row, int64_t vocab, const Scan& scan, const Total& total) {
+    const int64_t first = scan.with_top(total.top), second = scan.with_top(total.second, first);
     TopTwo best;
     for (int64_t b : {first, second}) {
         if (b < 0) continue;
@@ -89,12 +92,11 @@ inline Stats make_stats(double chosen, const TopTwo& top, double temperature, do
 // Sums over the kept tokens of a scanned row. y is monotone: above y of the threshold a token is kept, below it is not, and on
 // it the value and the index decide.
 template <typename E> struct KeptSums {
-    float top = -kInfF;  // the sums are relative to this y
+    float top;  // the sums are relative to this y
     double sum = 0, weighted = 0, count = 0;
 
-    KeptSums(const typename E::raw* row, int64_t vocab, const Scan& scan, const Kept& kept, float cutoff) {
-        for (int64_t b = 0; b < scan.count; ++b) top = std::max(top, scan.blocks[b].top);
-        top = std::nearbyint(top);
+    KeptSums(const typename E::raw* row, int64_t vocab, const Scan& scan, const Total& total, const Kept& kept, float cutoff) {
+        top = std::nearbyint(total.top);
         const float above = std::nextafter(cutoff, kInfF);
         for (int64_t b = 0; b < scan.count; ++b)
             if (scan.blocks[b].top >= cutoff)
@@ -130,10 +132,10 @@ private:
 };
 
 template <typename E>
-Stats kept_stats(const typename E::raw* row, int64_t vocab, double temperature, const Kept& kept, const Scan& scan, float cutoff,
-                 double chosen) {
-    KeptSums<E> sums(row, vocab, scan, kept, cutoff);
-    TopTwo top = row_top_two<E>(row, vocab, scan);
+Stats kept_stats(const typename E::raw* row, int64_t vocab, double temperature, const Kept& kept, const Scan& scan,
+                 const Total& total, float cutoff, double chosen) {
+    KeptSums<E> sums(row, vocab, scan, total, kept, cutoff);
+    TopTwo top = row_top_two<E>(row, vocab, scan, total);
     if (sums.count < 1.5) top.second = -kInf;
     return make_stats(chosen, top, temperature, E::scaled(top.first, scan.scale) - sums.top, sums.sum, sums.weighted);
 }
