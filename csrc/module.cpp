@@ -5,6 +5,7 @@
 #include <string>
 
 #include "isa.h"
+#include "parallel.h"
 
 namespace py = pybind11;
 using namespace driftmax;
@@ -224,6 +225,8 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
     m.def("isa", [] { return std::string(kernels().name); });
     m.def("available_isas", &available_isas);
     m.def("set_isa", &set_isa);
+    m.def("borrow_team", [](uintptr_t gomp_parallel) { borrow_team(reinterpret_cast<Team>(gomp_parallel)); });
+    m.def("team_is_borrowed", &team_is_borrowed);
     m.def("read_sum", &read_sum);
     m.def("fill", &fill);
     m.def("categorical", &categorical);

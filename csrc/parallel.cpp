@@ -25,6 +25,7 @@ struct Job {
     void* context = nullptr;
     int64_t count = 0, grain = 1;
     std::atomic<int64_t> next{0};
+    std::atomic<int> members{0};  // of a borrowed team, so far
     std::atomic<int> seats{0};    // workers that may still join
     std::atomic<int> running{0};  // workers inside
     std::exception_ptr error;
@@ -108,16 +109,23 @@ private:
 };
 
 // Never destroyed: its threads are detached, and a forked child must abandon the parent's (their threads do not exist there).
+// A borrowed team's do not exist there either.
 std::atomic<Pool*> pool{nullptr};
+std::atomic<Team> borrowed{nullptr};
 std::once_flag at_fork;
 
-Pool& the_pool() {
+void watch_forks() {
     std::call_once(at_fork, [] {
         pthread_atfork(nullptr, nullptr, [] {
             pool.store(nullptr);
+            borrowed.store(nullptr);
             inside = false;
         });
     });
+}
+
+Pool& the_pool() {
+    watch_forks();
     Pool* p = pool.load(std::memory_order_acquire);
     if (!p) {
         Pool* fresh = new Pool;
@@ -125,6 +133,15 @@ Pool& the_pool() {
         delete fresh;  // another thread was first; nothing runs in ours yet
     }
     return *p;
+}
+
+void run_on(Team team, Job& job, int threads) {
+    team(
+        [](void* shared) {
+            Job& job = *static_cast<Job*>(shared);
+            work(job, job.members.fetch_add(1, std::memory_order_relaxed));
+        },
+        &job, static_cast<unsigned>(threads), 0);
 }
 
 struct Arena {
@@ -135,12 +152,19 @@ struct Arena {
 
 }  // namespace
 
+void borrow_team(Team team) {
+    watch_forks();
+    borrowed.store(team);
+}
+
+bool team_is_borrowed() { return borrowed.load() != nullptr; }
+
 void parallel_ranges(int64_t count, int64_t grain, int threads, RangeBody body, void* context) {
     if (count <= 0) return;
     grain = std::max<int64_t>(grain, 1);
     int64_t pieces = (count - 1) / grain + 1;
-    threads = static_cast<int>(std::min<int64_t>(std::clamp(threads, 1, 1024), pieces));
-    if (threads == 1 || inside) {
+    threads = std::clamp(threads, 1, 1024);
+    if (threads == 1 || pieces == 1 || inside) {
         body(context, 0, count, 0);
         return;
     }
@@ -149,7 +173,9 @@ void parallel_ranges(int64_t count, int64_t grain, int threads, RangeBody body, 
     job.context = context;
     job.count = count;
     job.grain = grain;
-    the_pool().run(job, threads);
+    // A borrowed team keeps its size, however few pieces there are: threads that a smaller one leaves out would end.
+    if (Team team = borrowed.load()) run_on(team, job, threads);
+    else the_pool().run(job, static_cast<int>(std::min<int64_t>(threads, pieces)));
     if (job.error) std::rethrow_exception(job.error);
 }
 

@@ -1,4 +1,5 @@
-// The project's own persistent thread pool. No OpenMP: two OpenMP runtimes in one process hang after fork.
+// Who runs a kernel's ranges: the project's own persistent threads, or those of an OpenMP runtime that is in the process anyway
+// (docs/decisions/0010). None is linked: two of them in one process hang after fork.
 #pragma once
 
 #include <atomic>
@@ -9,9 +10,15 @@ namespace driftmax {
 
 // body(context, begin, end, worker) on disjoint ranges that cover [0, count), each a multiple of `grain` long but the last;
 // worker < threads. Ranges are handed out dynamically, so bodies must not depend on who runs which. Calls from several
-// threads are served one after another; a call from inside a body runs inline. Safe after fork: the child starts a new pool.
+// threads share the pool one after another; a call from inside a body runs inline. Safe after fork: the child starts a new pool.
 using RangeBody = void (*)(void* context, int64_t begin, int64_t end, int worker);
 void parallel_ranges(int64_t count, int64_t grain, int threads, RangeBody body, void* context);
+
+// GOMP_parallel of the runtime whose threads are to serve instead of the pool's; nullptr: the pool. A forked child goes back to
+// a pool of its own. Its teams belong to their callers, so that calls from several threads run side by side.
+using Team = void (*)(void (*body)(void*), void* data, unsigned threads, unsigned flags);
+void borrow_team(Team team);
+bool team_is_borrowed();
 
 template <typename Body> void parallel_for(int64_t count, int64_t grain, int threads, Body&& body) {
     struct Context {

@@ -1,5 +1,5 @@
-"""Forks, the GIL and concurrent callers. Every wait has a limit, so that a hang fails instead of hanging the
-suite.
+"""Forks, the GIL and concurrent callers, on torch's threads and on the core's own. Every wait has a limit, so
+that a hang fails instead of hanging the suite.
 """
 
 from __future__ import annotations
@@ -16,8 +16,21 @@ import driftmax
 import pytest
 import torch
 from driftmax import categorical
+from driftmax.ops._dispatch import core
+from driftmax.ops._threads import torch_team
 
 LIMIT = 60.0  # seconds until a child counts as hung
+
+
+@pytest.fixture(autouse=True, params=["torch", "own"])
+def whose_threads(request):
+    """Every test on both kinds of threads."""
+    team = torch_team() if request.param == "torch" else 0
+    if request.param == "torch" and not team:
+        pytest.skip("this torch has no OpenMP runtime to borrow threads from")
+    core.borrow_team(team)
+    yield request.param
+    core.borrow_team(torch_team())
 
 
 def long_draw(rng: int = 1) -> torch.Tensor:
@@ -174,3 +187,19 @@ def test_many_threads_for_little_work():
         for _ in range(20):
             assert torch.equal(categorical(x, rng=0), wanted)
             assert torch.equal(categorical(x[:1], rng=0), wanted[:1])
+
+
+def test_both_kinds_of_threads_draw_the_same(whose_threads):
+    assert core.team_is_borrowed() == (whose_threads == "torch")
+    torch.set_num_threads(3)
+    here = long_draw()
+    core.borrow_team(0)
+    assert torch.equal(here, long_draw())
+
+
+@needs_fork
+@pytest.mark.filterwarnings("ignore:This process.*multi-threaded:DeprecationWarning")
+def test_a_forked_child_has_threads_of_its_own():
+    """Those that the parent borrowed were not copied by the fork."""
+    long_draw()
+    assert in_child(lambda: str(core.team_is_borrowed()).encode()) == b"False"

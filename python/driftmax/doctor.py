@@ -156,6 +156,7 @@ def _cpu(core: ModuleType | None, reason: str) -> dict[str, Any]:
     }
     if core is None:
         return found | {"instruction_set": reason}
+    found["threads_from"] = "torch's OpenMP runtime" if core.team_is_borrowed() else "driftmax"
     found["instruction_set"] = core.isa()
     found["instruction_sets_here"] = core.available_isas()
     if os.environ.get("DRIFTMAX_ISA"):

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from driftmax.errors import BackendUnavailable, check_status
+from driftmax.ops._threads import torch_team
 
 # The ops call the core through this name; where it does not import they are never reached (see `_missing`).
 _core_error: ImportError | None = None
@@ -30,6 +31,8 @@ try:
 except ImportError as _error:
     _core_error = _error
     core = None  # type: ignore[assignment]  # keeps the ops importable; `_missing` keeps them from using it
+else:
+    core.borrow_team(torch_team())
 
 __all__ = ["OPS", "Op", "available_backends", "core", "debug_enabled", "set_debug", "use_backend"]
 
