@@ -13,24 +13,27 @@ struct Scored {
     bool operator<(const Scored& other) const { return score > other.score || (score == other.score && token < other.token); }
 };
 
-// The k best so far, in a heap whose front is the worst of them.
+// The k best so far and some more: when there is no room left, a selection leaves the k best.
 struct TopK {
-    static constexpr bool kFavourite = false;  // no token may be offered twice
-    Scored* heap;
-    int64_t k, size = 0;
+    static constexpr bool kSingle = false;
+    Scored* best;
+    int64_t k, room, size = 0;
+    double least = -kInf;  // of the k best of the last selection
+
+    static int64_t room_for(int64_t k) { return k + std::max<int64_t>(k, Survivors::kRoom); }
 
     void offer(double score, int64_t token) {
-        Scored s{score, token};
-        if (size < k) {
-            heap[size++] = s;
-            std::push_heap(heap, heap + size);
-        } else if (s < heap[0]) {
-            std::pop_heap(heap, heap + size);
-            heap[size - 1] = s;
-            std::push_heap(heap, heap + size);
-        }
+        if (score < least) return;
+        best[size++] = {score, token};
+        if (size == room) select();
     }
-    double bound() const { return size < k ? -kInf : heap[0].score; }
+    void select() {
+        if (size <= k) return;
+        std::nth_element(best, best + k - 1, best + size);
+        size = k;
+        least = best[k - 1].score;
+    }
+    double bound() const { return least; }
 };
 
 template <typename E> Status draw_row(const GumbelTopkArgs& args, int64_t draw) {
@@ -40,7 +43,8 @@ template <typename E> Status draw_row(const GumbelTopkArgs& args, int64_t draw) 
     StatusCode code = kOk;
     if (o.filtered() && temperature > 0) code = ctx.make_kept(temperature, o.top_k[draw], o.top_p[draw], o.min_p[draw], false);
     if (code != kOk) return status(code, draw);
-    TopK top{static_cast<Scored*>(scratch(5, static_cast<size_t>(args.k) * sizeof(Scored))), args.k};
+    const int64_t room = TopK::room_for(args.k);
+    TopK top{static_cast<Scored*>(scratch(5, static_cast<size_t>(room) * sizeof(Scored))), args.k, room};
     if (temperature == 0.0) {
         code = check_values<E>(ctx.row, ctx.vocab);
         for (int64_t i = 0; i < ctx.vocab; ++i) {
@@ -54,15 +58,17 @@ template <typename E> Status draw_row(const GumbelTopkArgs& args, int64_t draw) 
             if (ctx.scanned && !(ctx.scan.blocks[b].top >= cutoff)) continue;
             race.template run<E>(ctx.row, b * kBlock, std::min(kBlock, ctx.vocab - b * kBlock), true);
         }
+        race.finish();
         top = race.sink;
         code = race.code;
     }
     if (code != kOk) return status(code, draw);
+    top.select();
     if (top.size < args.k) return status(top.size == 0 ? kEmpty : kTooFew, draw);
-    std::sort(top.heap, top.heap + args.k);
+    std::sort(top.best, top.best + args.k);
     for (int64_t j = 0; j < args.k; ++j) {
-        args.tokens[draw * args.k + j] = top.heap[j].token;
-        if (args.scores) args.scores[draw * args.k + j] = top.heap[j].score;
+        args.tokens[draw * args.k + j] = top.best[j].token;
+        if (args.scores) args.scores[draw * args.k + j] = top.best[j].score;
     }
     return kOk;
 }

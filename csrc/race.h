@@ -12,7 +12,7 @@ DRIFTMAX_BEGIN
 
 // Keeps the best token; ties to the lower index.
 struct Best {
-    static constexpr bool kFavourite = true;
+    static constexpr bool kSingle = true;  // one token wins: each score sharpens the screen, and none minds being offered twice
     double score = -kInf;
     int64_t token = -1;
     StatusCode code = kOk;
@@ -37,7 +37,47 @@ DRIFTMAX_INLINE f32x16 log2_below(i32x16 hi) {
     return fma(to_float(as_int(x)), splat(0x1p-23f), splat(-151.0001f));
 }
 
-// `Sink` receives the scores of tokens that its bound() does not rule out (and of some that it does).
+struct Nothing {};
+
+// Tokens that a screen let through, and the scores they have when enough of them have come together for vectors.
+class Survivors {
+public:
+    static constexpr int64_t kRoom = 64;
+
+    // The high half of its block's number must be that of the others.
+    void add(uint32_t hi, double logit, int64_t token) {
+        hi_[count_] = hi;
+        logits_[count_] = logit;
+        tokens_[count_] = token;
+        ++count_;
+    }
+    bool full() const { return count_ == kRoom; }
+    bool takes(int64_t token) const { return count_ == 0 || block_of(token) >> 32 == block_of(tokens_[0]) >> 32; }
+
+    // Offers l / T + Gumbel of each and forgets them.
+    template <typename Sink> void score(Sink& sink, const Stream& low, double temperature) {
+        alignas(64) uint32_t numbers[kRoom] = {}, words[4 * kRoom];
+        for (int64_t i = 0; i < count_; ++i) numbers[i] = static_cast<uint32_t>(block_of(tokens_[i]));
+        philox_words_of(words, low, static_cast<uint32_t>(block_of(tokens_[0]) >> 32), numbers, count_);
+        for (int64_t i = 0; i < count_; ++i) lo_[i] = words[4 * i + tokens_[i] % 4];
+        for (int64_t i = 0; i < count_; ++i) exponential_parts(hi_[i], lo_[i], f_[i], k_[i]);
+        for (int64_t i = 0; i < count_; ++i) f_[i] = -log_core(f_[i], k_[i]);
+        for (int64_t i = 0; i < count_; ++i) f_[i] = logits_[i] / temperature - log_pos(f_[i]);
+        for (int64_t i = 0; i < count_; ++i) sink.offer(f_[i], tokens_[i]);
+        count_ = 0;
+    }
+
+private:
+    static uint64_t block_of(int64_t token) { return static_cast<uint64_t>(token) / 4; }
+
+    alignas(64) uint32_t hi_[kRoom], lo_[kRoom];
+    alignas(64) double logits_[kRoom], f_[kRoom], k_[kRoom];
+    int64_t tokens_[kRoom];
+    int64_t count_ = 0;
+};
+
+// `Sink` receives the scores of tokens that its bound() does not rule out (and of some that it does): one by one where
+// the first may be the last, otherwise many at a time, the last of them when the race is finished.
 template <typename Sink> class TokenRace {
 public:
     TokenRace(const Stream& noise, double temperature, const Kept& kept, Sink sink = {})
@@ -56,6 +96,14 @@ public:
     Sink sink;
     StatusCode code = kOk;
 
+    // Gives the sink what it has not seen yet.
+    void finish() {
+        if constexpr (!Sink::kSingle) {
+            survivors_.score(sink, low_, temperature_);
+            sharpen();
+        }
+    }
+
     // Tokens [begin, begin + n), n <= 1024, begin a multiple of 4; row points to token 0. `sweeps`: those after them are next.
     template <typename E> void run(const typename E::raw* row, int64_t begin, int64_t n, bool sweeps) {
         alignas(64) uint32_t hi[kBlock];
@@ -69,7 +117,7 @@ public:
             for (int64_t byte = 0; byte < step; byte += 64) __builtin_prefetch(next + byte, 0, 2);
             next += step;
         });
-        bool blunt = Sink::kFavourite;  // could a better score of this block still sharpen the screen?
+        bool blunt = Sink::kSingle;  // could a better score of this block still sharpen the screen?
         for (int64_t i = 0; i < n; i += 32) {
             auto survivors = [&] { return screen<E>(p, i, n, hi) | (n - i > 16 ? screen<E>(p, i + 16, n, hi) << 16 : 0u); };
             uint32_t alive = survivors();
@@ -120,9 +168,17 @@ private:
         if (l != l) code = kNaN;
         else if (l == kInf && code != kNaN) code = kInfinite;
         if (!(l > -kInf) || !kept_(l, begin + i)) return;
-        sink.offer(l / temperature_ + gumbel<double>(hi[i], low_.word(static_cast<uint64_t>(begin + i))), begin + i);
-        threshold_ = Threshold(sink.bound() * temperature_, slope_);
+        if constexpr (Sink::kSingle) {
+            sink.offer(l / temperature_ + gumbel<double>(hi[i], low_.word(static_cast<uint64_t>(begin + i))), begin + i);
+            sharpen();
+        } else {
+            if (!survivors_.takes(begin + i)) finish();
+            survivors_.add(hi[i], l, begin + i);
+            if (survivors_.full()) finish();
+        }
     }
+
+    void sharpen() { threshold_ = Threshold(sink.bound() * temperature_, slope_); }
 
     Stream noise_, low_;
     double temperature_;
@@ -130,6 +186,7 @@ private:
     Kept kept_;
     Threshold threshold_;
     float seen_ = -kInfF;
+    [[no_unique_address]] std::conditional_t<Sink::kSingle, Nothing, Survivors> survivors_;
 };
 
 // Race over the row; blocks that cannot hold a kept token (y of their top below `cutoff`) are skipped where a scan is given.
