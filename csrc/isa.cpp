@@ -12,7 +12,7 @@ namespace driftmax {
     Status categorical(const CategoricalArgs&);                                             \
     Status gumbel_topk(const GumbelTopkArgs&);                                              \
     Status lm_head_tile(const LmHeadTileArgs&);                                             \
-    void lm_head_finish(const LmHeadFinishArgs&);                                           \
+    Status lm_head_finish(const LmHeadFinishArgs&);                                         \
     float read_sum(const float*, int64_t, int);                                             \
     void philox4x32(uint32_t*, uint32_t, uint32_t, uint32_t, uint32_t, uint32_t, uint32_t); \
     int64_t lm_head_state_bytes();                                                          \

@@ -19,7 +19,7 @@ struct Kernels {
     Status (*categorical)(const CategoricalArgs&);
     Status (*gumbel_topk)(const GumbelTopkArgs&);
     Status (*lm_head_tile)(const LmHeadTileArgs&);
-    void (*lm_head_finish)(const LmHeadFinishArgs&);
+    Status (*lm_head_finish)(const LmHeadFinishArgs&);
     float (*read_sum)(const float*, int64_t n, int threads);
     void (*philox)(uint32_t* out, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t k0, uint32_t k1);
     int64_t (*lm_head_state_bytes)();

@@ -6,5 +6,5 @@
 DRIFTMAX_BEGIN
 Status lm_head_tile(const LmHeadTileArgs& args);
 int64_t lm_head_state_bytes();
-void lm_head_finish(const LmHeadFinishArgs& args);
+Status lm_head_finish(const LmHeadFinishArgs& args);
 DRIFTMAX_END

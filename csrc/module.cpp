@@ -181,8 +181,8 @@ Status lm_head_tile(uintptr_t tile, int64_t draws, int64_t row_stride, int64_t b
     return kernels().lm_head_tile(args);
 }
 
-void lm_head_finish(uintptr_t state, int64_t draws, int64_t first, double temperature, uintptr_t temperatures, uintptr_t tokens,
-                    uintptr_t stats, int64_t stats_stride) {
+Status lm_head_finish(uintptr_t state, int64_t draws, int64_t first, double temperature, uintptr_t temperatures, uintptr_t tokens,
+                      uintptr_t stats, int64_t stats_stride) {
     need(draws == 0 || (state != 0 && tokens != 0), "null state or tokens");
     LmHeadFinishArgs args{pointer<const void>(state),
                           draws,
@@ -192,7 +192,7 @@ void lm_head_finish(uintptr_t state, int64_t draws, int64_t first, double temper
                           pointer<float>(stats),
                           stats_stride};
     py::gil_scoped_release release;
-    kernels().lm_head_finish(args);
+    return kernels().lm_head_finish(args);
 }
 
 float read_sum(uintptr_t data, int64_t nbytes, int threads) {

@@ -270,9 +270,7 @@ Result run_lm_head(const Kernels& kernels, const Case& c, Method method, bool st
     f.stats = stats ? static_cast<float*>(r.stats.data()) : nullptr;
     f.stats_stride = c.draws();
     if (r.status != 0) return r;
-    kernels.lm_head_finish(f);
-    for (int64_t i = 0; i < c.draws(); ++i)
-        if (r.tokens[i] == -1) r.status = driftmax::status(driftmax::kEmpty, i);
+    r.status = kernels.lm_head_finish(f);
     return r;
 }
 

@@ -234,10 +234,7 @@ def _tiles(
             shape = (part.shape[0], width, begin, width, vocab, n1, first)
             raise_status(core.lm_head_tile(tile.data_ptr(), *shape, *stream, *scale, *mode), n1)
         where = (tokens.data_ptr() + 8 * first, 0 if stats is None else stats.data_ptr() + 4 * first)
-        core.lm_head_finish(state.data_ptr(), part.shape[0], first, *scale, *where, draws)
-    drawn = tokens.view(-1)
-    if int(drawn.min()) < 0:  # -1 where no token was possible
-        raise_status(3 | int(drawn.argmin()) << 8, n1)
+        raise_status(core.lm_head_finish(state.data_ptr(), part.shape[0], first, *scale, *where, draws), n1)
 
 
 def _whole_rows(
