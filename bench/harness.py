@@ -93,6 +93,8 @@ class Workload:
         What no implementation can beat here, for example a bare read of the same bytes.
     limit_name : str
         What ``limit`` is, in words.
+    beside : mapping of str to callable
+        Timed in the same rounds for scale; not peers, for they do not give the same result.
     around : callable
         Makes the context manager that gate and timing run in.
     isa : str or None
@@ -113,6 +115,7 @@ class Workload:
     peers: Mapping[str, Run] = field(default_factory=dict)
     limit: Run | None = None
     limit_name: str = ""
+    beside: Mapping[str, Run] = field(default_factory=dict)
     around: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
     isa: str | None = None
     extra_mb: Callable[[], Mapping[str, float]] = dict
@@ -157,8 +160,9 @@ class Result:
 
     @property
     def peers(self) -> list[str]:
-        """Contenders that are neither driftmax nor the limit."""
-        return [name for name in self.timings if name not in (SUBJECT, LIMIT)]
+        """Contenders that do the same as driftmax."""
+        others = (SUBJECT, LIMIT, *self.workload.beside)
+        return [name for name in self.timings if name not in others]
 
     @property
     def best_peer(self) -> str | None:
@@ -255,6 +259,7 @@ def run_workload(workload: Workload, settings: Settings) -> Result:
     contenders: dict[str, Run] = {SUBJECT: workload.subject}
     if workload.limit is not None:
         contenders[LIMIT] = workload.limit
+    contenders.update(workload.beside)
     contenders.update(workload.peers)
     with workload.around():
         workload.gate()

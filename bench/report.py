@@ -161,9 +161,9 @@ def summary(
             f"{headline.workload.label}: {duration(headline.subject.median_ms)}; its peers take {against}"
         )
         if not math.isnan(headline.share):
-            lines.append(
-                f"  and {1 / headline.share:.3g}x the time of the limit ({headline.workload.limit_name})"
-            )
+            took = {f"the time of the limit ({headline.workload.limit_name})": 1 / headline.share}
+            took |= {name: 1 / headline.ratio(name) for name in headline.workload.beside}
+            lines.append("  and " + ", ".join(f"{times:.3g}x {name}" for name, times in took.items()))
     lines += [
         f"{one.workload.label}: {_over_limit_us(one):.2g} us over a {one.workload.limit_name}"
         for one in results

@@ -1,8 +1,8 @@
 """`driftmax.categorical`: one draw per row of logits, by method, dtype, batch size and filter.
 
-The limit is a bare read of the same logits. The gate draws thousands of times from the workload's first row
-and holds the tokens to its softmax, compares a few rows with the reference backend, and checks the
-by-products in float64.
+The limit is a bare read of the same logits, tuned for that alone; torch's `x.sum(-1)` is timed beside it.
+The gate draws thousands of times from the workload's first row and holds the tokens to its softmax, compares
+a few rows with the reference backend, and checks the by-products in float64.
 """
 
 from __future__ import annotations
@@ -84,6 +84,7 @@ def workload(
     against: Mapping[str, Run],
     *,
     isa: str | None = None,
+    beside: Mapping[str, Run] | None = None,
     **options: Any,
 ) -> Workload:
     """One row of the case: `options` go to :func:`driftmax.categorical`."""
@@ -104,6 +105,7 @@ def workload(
         peers=against,
         limit=limits.bare_read(logits, settings),
         limit_name="bare read",
+        beside=beside or {},
         **forced,
     )
 
@@ -116,7 +118,8 @@ def _headline(settings: Settings) -> Iterator[Workload]:
         del everyone["torch gumbel fp64"], everyone["torch race fp32"]
     else:
         everyone["torch gumbel fp32, as usually written"] = peers.gumbel_as_written(logits)
-    yield workload(settings, "block, stats", logits, everyone, return_stats=True)
+    read = {"torch's x.sum(-1)": lambda: logits.sum(-1)}
+    yield workload(settings, "block, stats", logits, everyone, beside=read, return_stats=True)
     race = {"torch gumbel fp32": everyone["torch gumbel fp32"]}
     yield workload(settings, "block", logits, {} if settings.quick else race)
     yield workload(settings, "gumbel", logits, race, method="gumbel")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -32,7 +33,7 @@ class Clock:
         return harness.measure(contenders, settings, clock=self, sleep=lambda _: None)
 
 
-def _workload(subject: harness.Run, gate: harness.Run, **more: harness.Run) -> Workload:
+def _workload(subject: harness.Run, gate: harness.Run, **more: Any) -> Workload:
     return Workload(
         case="toy",
         variant="plain",
@@ -65,6 +66,14 @@ def test_quick_calls_are_repeated_inside_a_sample_and_reported_per_call() -> Non
     timings = clock.measure({"quick": 1e-6}, Settings(rounds=3))
     assert timings["quick"].median_ms == pytest.approx(1e-3)
     assert len(clock.calls) >= 3 * harness.SHORTEST_SAMPLE_S / 1e-6
+
+
+def test_what_runs_beside_is_timed_and_no_peer() -> None:
+    def nothing() -> None: ...
+
+    result = harness.run_workload(_workload(nothing, nothing, beside={"read": nothing}), Settings(rounds=3))
+    assert set(result.timings) == {SUBJECT, "read", "peer"}
+    assert result.peers == ["peer"]
 
 
 def test_slow_contenders_run_in_fewer_rounds_but_at_least_three() -> None:

@@ -88,8 +88,10 @@ def test_the_machine_is_described_without_a_host_name() -> None:
 
 def test_the_summary_leads_with_the_largest_categorical_row() -> None:
     def result(case: str, n: int, **peers: float) -> Result:
-        workload = Workload(case, "block", "float32", n, 1000, lambda: None, lambda: None)
-        timings = {SUBJECT: 1.0, **peers}
+        nothing = lambda: None  # noqa: E731
+        beside = {"a read": nothing}
+        workload = Workload(case, "block", "float32", n, 1000, nothing, nothing, beside=beside)
+        timings = {SUBJECT: 1.0, LIMIT: 0.5, "a read": 0.8, **peers}
         return Result(workload, {name: Timing(value, 0.1, 5) for name, value in timings.items()})
 
     results = [
@@ -100,4 +102,5 @@ def test_the_summary_leads_with_the_largest_categorical_row() -> None:
     ]
     here = machine.describe(Settings().device)
     text = report.summary(results, [], here, Settings())
-    assert "N=64 V=1000: 1 ms; its peers take 7x a, 8x b" in text
+    assert "N=64 V=1000: 1 ms; its peers take 7x a, 8x b\n" in text
+    assert "2x the time of the limit (), 1.25x a read\n" in text
