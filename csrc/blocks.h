@@ -42,9 +42,9 @@ struct Total {
     float reference = -kInfF;  // base 2 exponent, an integer
     double sum = 0.0;          // of 2^(l * scale - reference)
     double weighted = 0.0;
-    float top = -kInfF, second = -kInfF,
-          bottom = kInfF;  // the two largest and the smallest of their tops, relative to the row's reference
-    bool finite = false;   // false: the sums met what they cannot hold, or nothing
+    // The two largest and the smallest of their tops, relative to the row's reference.
+    float top = -kInfF, second = -kInfF, bottom = kInfF;
+    bool finite = false;  // false: the sums met what they cannot hold, or nothing
 };
 
 template <typename E> float first_finite(const typename E::raw* row, int64_t vocab, const Scale& scale) {
@@ -225,7 +225,6 @@ void scan_blocks(const typename E::raw* p, int64_t n, const Scale& scale, Block*
     }
 }
 
-// Scan of a whole row; `threads` > 1 splits it over the pool.
 template <typename E, bool weighted> void scan_range(const typename E::raw* row, int64_t vocab, const Scan& scan, int64_t b,
                                                      int64_t end) {
     auto tops = [&] { return scan.lane_tops ? scan.lane_tops + 16 * b : nullptr; };
@@ -236,6 +235,7 @@ template <typename E, bool weighted> void scan_range(const typename E::raw* row,
         scan_blocks<E, weighted>(row + b * kBlock, std::min(kBlock, vocab - b * kBlock), scan.scale, scan.blocks + b, tops());
 }
 
+// Scan of a whole row; `threads` > 1 splits it among them.
 template <typename E> void scan_row(const typename E::raw* row, int64_t vocab, const Scan& scan, int threads) {
     auto body = [&](int64_t b, int64_t end, int) {
         if (scan.weighted) scan_range<E, true>(row, vocab, scan, b, end);
@@ -250,7 +250,7 @@ template <typename E> void scan_row(const typename E::raw* row, int64_t vocab, c
 inline bool drop_hopeless(const Scan& scan) {
     bool any = false;
     for (int64_t b = 0; b < scan.count; ++b)
-        if (scan.blocks[b].top < -2048.0f && scan.blocks[b].sum != 0.0f) {
+        if (scan.blocks[b].top < -2048.0f && scan.blocks[b].sum > 0.0f) {  // a NaN is for the caller to see
             any = true;
             scan.blocks[b].sum = scan.blocks[b].weighted = 0.0f, scan.blocks[b].reference = scan.scale.reference;
         }

@@ -197,8 +197,8 @@ DRIFTMAX_INLINE void philox_group(uint32_t* out, const Schedule& s, const wide* 
 }
 
 // Words of blocks [first, first + count) in order. Writes whole groups: `out` holds 4 * count words rounded up to a
-// multiple of 128. The high half of the block number must not change within the range. Calls before_group()
-// kGroup blocks apart.
+// multiple of 128. The high half of the block number must not change within the range. before_group() is called once per
+// kGroup blocks.
 template <typename Before>
 DRIFTMAX_INLINE void philox_words(uint32_t* out, const Stream& s, uint64_t first, int64_t count, Before&& before_group) {
     const Schedule schedule(s, static_cast<uint32_t>(first >> 32));

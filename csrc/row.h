@@ -14,8 +14,8 @@ template <typename E> struct RowContext {
     Scan scan{Scale(1.0), nullptr, nullptr, 0};
     Total total{};  // of the scan
 
-    // Fills `scan` and `total`; `weighted` where its by-products will be asked for. Where y overflows for finite logits `scanned` stays
-    // false: then the careful paths serve.
+    // Fills `scan` and `total`; `weighted` where its by-products will be asked for. Where y overflows for finite logits `scanned`
+    // stays false: then the careful paths serve.
     StatusCode make_scan(double temperature, bool lanes, bool weighted = true) {
         int64_t count = blocks_of(vocab);
         char* memory = static_cast<char*>(scratch(0, static_cast<size_t>(count) * (sizeof(Block) + 16 * sizeof(float))));

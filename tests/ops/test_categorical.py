@@ -507,6 +507,17 @@ def test_empty_batches(backend):
     assert categorical(torch.zeros(5), rng=0, backend=backend).shape == ()
 
 
+@pytest.mark.parametrize("options", [{}, {"return_stats": True}, {"top_k": 5}, {"top_p": 0.9}])
+def test_nan_among_banned_tokens_is_found(options, backend):
+    """Blocks far below the rest are left out of the sums, but not unless they hold numbers."""
+    x = torch.full((1, 5000), -1e9)
+    x[0, :100] = torch.randn(100)
+    categorical(x, rng=0, backend=backend, **options)
+    x[0, 3333] = math.nan
+    with pytest.raises(InvalidDistribution, match="NaN"):
+        categorical(x, rng=0, backend=backend, **options)
+
+
 @pytest.mark.parametrize("value", ["nan", "inf", "empty"])
 @pytest.mark.parametrize(
     "options",
