@@ -163,6 +163,7 @@ template <typename E, bool weighted, int blocks, typename Form>
 DRIFTMAX_INLINE void form_sums(const typename E::raw* p, int64_t n, const Form& form, Sums (&total)[blocks]) {
     constexpr int64_t near = blocks > 1 ? 512 : 1024;
     constexpr int64_t far = blocks > 1 ? blocks * kBlock * static_cast<int64_t>(sizeof *p) : 8192;
+    constexpr int64_t line = 64 / sizeof *p;  // elements
     for (Sums& t : total) t = {splat(0), splat(0), splat(-kInfF)};
     auto add = [&](int b, const Sums& s) {
         total[b].sum = total[b].sum + s.sum;
@@ -176,9 +177,11 @@ DRIFTMAX_INLINE void form_sums(const typename E::raw* p, int64_t n, const Form& 
         for (int64_t j = i; j < i + 256; j += 16)
             for (int b = 0; b < blocks; ++b) {
                 const typename E::raw* q = p + b * kBlock + j;
-                const char* ahead = reinterpret_cast<const char*>(q);
-                __builtin_prefetch(ahead + near);
-                __builtin_prefetch(ahead + far, 0, 2);  // over the page's end, where the hardware's prefetcher stops
+                for (int64_t k = 0; k < 16; k += line) {
+                    const char* ahead = reinterpret_cast<const char*>(q + k);
+                    __builtin_prefetch(ahead + near);
+                    __builtin_prefetch(ahead + far, 0, 2);  // over the page's end, where the hardware's prefetcher stops
+                }
                 accumulate<weighted>(s[b], form, form.values(E::load(q)));
             }
         for (int b = 0; b < blocks; ++b) add(b, s[b]);
