@@ -42,7 +42,8 @@ template <typename E> Best greedy(const typename E::raw* row, int64_t vocab) {
     return best;
 }
 
-// Of a row whose scan, whose largest top is `top`, met nothing but finite values and -inf: y is monotone, so that a block of largest top has the token.
+// Of a row whose scan met nothing but finite values and -inf, and `top` as the largest of its tops: y is monotone, so that a block
+// of that top has the token.
 template <typename E> Best greedy(const typename E::raw* row, int64_t vocab, const Scan& scan, float top) {
     Best best;
     for (int64_t b = 0; b < scan.count; ++b)

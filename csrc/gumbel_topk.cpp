@@ -17,15 +17,15 @@ struct Scored {
 struct TopK {
     static constexpr bool kSingle = false;
     Scored* best;
-    int64_t k, room, size = 0;
+    int64_t k, size = 0;
     double least = -kInf;  // of the k best of the last selection
 
-    static int64_t room_for(int64_t k) { return k + std::max<int64_t>(k, Survivors::kRoom); }
+    static int64_t room(int64_t k) { return k + std::max<int64_t>(k, Survivors::kRoom); }
 
     void offer(double score, int64_t token) {
         if (score < least) return;
         best[size++] = {score, token};
-        if (size == room) select();
+        if (size == room(k)) select();
     }
     void select() {
         if (size <= k) return;
@@ -43,8 +43,7 @@ template <typename E> Status draw_row(const GumbelTopkArgs& args, int64_t draw) 
     StatusCode code = kOk;
     if (o.filtered() && temperature > 0) code = ctx.make_kept(temperature, o.top_k[draw], o.top_p[draw], o.min_p[draw], false);
     if (code != kOk) return status(code, draw);
-    const int64_t room = TopK::room_for(args.k);
-    TopK top{static_cast<Scored*>(scratch(5, static_cast<size_t>(room) * sizeof(Scored))), args.k, room};
+    TopK top{static_cast<Scored*>(scratch(5, static_cast<size_t>(TopK::room(args.k)) * sizeof(Scored))), args.k};
     if (temperature == 0.0) {
         code = check_values<E>(ctx.row, ctx.vocab);
         for (int64_t i = 0; i < ctx.vocab; ++i) {

@@ -182,11 +182,11 @@ int64_t lm_head_state_bytes() { return sizeof(State); }
 // Tokens (-1 where no token was possible: the status is of the first of these) and by-products.
 Status lm_head_finish(const LmHeadFinishArgs& args) {
     const State* states = static_cast<const State*>(args.state);
-    FirstError error;
+    Status found = kOk;
     for (int64_t i = 0; i < args.draws; ++i) {
         const State& s = states[i];
         args.tokens[i] = s.token_plus_1 - 1;
-        if (!s.token_plus_1) error.report(status(kEmpty, args.first + i));
+        if (!s.token_plus_1 && found == kOk) found = status(kEmpty, args.first + i);
         if (!args.stats || !s.token_plus_1) continue;
         double temperature = args.temperature[args.first + i];
         if (temperature == 0.0) temperature = 1.0;
@@ -194,7 +194,7 @@ Status lm_head_finish(const LmHeadFinishArgs& args) {
         Stats out = make_stats(s.chosen, top, temperature, s.first_y, s.sum, s.weighted);
         store_stats(args.stats, args.stats_stride, i, out);
     }
-    return error.get();
+    return found;
 }
 
 DRIFTMAX_END

@@ -13,6 +13,7 @@ from driftmax.ops._threads import torch_team
 @pytest.mark.parametrize(("wanted", "said"), [("own", "False"), ("torch", "True"), ("", "True")])
 def test_the_environment_chooses_the_threads(wanted, said):
     if said == "True" and not torch_team():
+        # not on Linux, or a torch without OpenMP: there is no choice
         pytest.skip("this torch has no OpenMP runtime to borrow threads from")
     assert after_import(wanted).stdout.strip() == said
 

@@ -27,6 +27,7 @@ def whose_threads(request):
     """Every test on both kinds of threads."""
     team = torch_team() if request.param == "torch" else 0
     if request.param == "torch" and not team:
+        # not on Linux, or a torch without OpenMP: the core has nothing but its own
         pytest.skip("this torch has no OpenMP runtime to borrow threads from")
     core.borrow_team(team)
     yield request.param
@@ -199,7 +200,8 @@ def test_both_kinds_of_threads_draw_the_same(whose_threads):
 
 @needs_fork
 @pytest.mark.filterwarnings("ignore:This process.*multi-threaded:DeprecationWarning")
-def test_a_forked_child_has_threads_of_its_own():
+def test_a_forked_child_has_threads_of_its_own(whose_threads):
     """Those that the parent borrowed were not copied by the fork."""
     long_draw()
     assert in_child(lambda: str(core.team_is_borrowed()).encode()) == b"False"
+    assert core.team_is_borrowed() == (whose_threads == "torch"), "the parent keeps what it has"

@@ -88,7 +88,8 @@ def test_the_machine_is_described_without_a_host_name() -> None:
 
 def test_the_summary_leads_with_the_largest_categorical_row() -> None:
     def result(case: str, n: int, **peers: float) -> Result:
-        nothing = lambda: None  # noqa: E731
+        def nothing() -> None: ...
+
         beside = {"a read": nothing}
         workload = Workload(case, "block", "float32", n, 1000, nothing, nothing, beside=beside)
         timings = {SUBJECT: 1.0, LIMIT: 0.5, "a read": 0.8, **peers}
