@@ -66,101 +66,108 @@ template <typename E> Scale row_scale(const typename E::raw* row, int64_t vocab,
 }
 
 // How many registers take each step together. AVX2's sixteen do not hold more of them beside the sums, whose way through memory,
-// one turn after another, costs more than the arithmetic; for the same reason the coefficients stay in memory. Elsewhere
-// registers are plenty, or a step is long.
+// one turn after another, costs more than the arithmetic; for the same reason coefficients stay in memory, where the compiler
+// does not see them. Elsewhere registers are plenty, or a step is long.
 #if DRIFTMAX_AVX2
 constexpr int kTogether = 1;
+DRIFTMAX_INLINE const Exp2Table& exp2_table() { return *opaque(&kExp2ToScale); }
 #else
 constexpr int kTogether = kRegs;
+DRIFTMAX_INLINE const Exp2Table& exp2_table() { return kExp2ToScale; }
 #endif
 
-// A logit's y as n + r, an integer and a rest of at most 1/2, so that its exponential is 2^n * exp2_poly(r).
-struct Parts {
-    reg power[kTogether];  // 2^n
-    reg r[kTogether];
-    reg value[kTogether];  // what the weighted sum weighs, raised so that -inf and everything far below give (almost) nothing
-};
-constexpr float kLowest = -125.0f, kRounder = kMagic + 127.0f;  // y, in octaves
-
-// The usual case: n and r straight from the logit, which is also what the weighted sum weighs. y = l * c - reference enters at a
-// block's end only, where a difference of two sums loses what the reference exceeds y by: hence the bound on it.
-struct NearForm {
-    float c, reference, rounder, lowest;
-    explicit NearForm(const Scale& s)
-        : c(s.c),
-          reference(s.reference),
-          rounder(kRounder - s.reference),
-          lowest((s.reference + kLowest) / s.c) {}
-    bool usable() const { return std::fabs(reference) <= 16.0f && std::fabs(lowest) < 0x1p60f; }
-    DRIFTMAX_INLINE f32x16 values(const f32x16& l) const { return l; }
-    DRIFTMAX_INLINE Parts operator()(const reg* l) const {
-        Parts x;
-        reg t[kTogether];
-        for (int k = 0; k < kTogether; ++k) x.value[k] = p_max(p_set(lowest), l[k]);  // keeps NaN
-        for (int k = 0; k < kTogether; ++k) t[k] = p_fma(x.value[k], p_set(c), p_set(rounder));
-        for (int k = 0; k < kTogether; ++k) x.r[k] = p_fma(x.value[k], p_set(c), p_sub(p_set(rounder), t[k]));
-        for (int k = 0; k < kTogether; ++k) x.power[k] = power_of(t[k]);
-        return x;
-    }
-    DRIFTMAX_INLINE f32x16 top(f32x16 seen) const { return fma(seen, splat(c), splat(-reference)); }
-    DRIFTMAX_INLINE f32x16 weighted(f32x16 seen, f32x16 sum) const { return fma(seen, splat(c), splat(-reference) * sum); }
-};
-
-// By way of y, for float64 logits and far references.
-template <typename E> struct FarForm {
-    Scale scale;
-    explicit FarForm(const Scale& s) : scale(s) {}
-    template <typename L> DRIFTMAX_INLINE f32x16 values(const L& l) const { return E::scaled(l, scale); }
-    DRIFTMAX_INLINE Parts operator()(const reg* y) const {
-        Parts x;
-        for (int k = 0; k < kTogether; ++k) {
-            reg kept = p_max(p_set(kLowest), y[k]), t = p_add(kept, p_set(kRounder));
-            x.power[k] = power_of(t);
-            x.r[k] = p_add(kept, p_sub(p_set(kRounder), t));
-            x.value[k] = kept;
-        }
-        return x;
-    }
-    DRIFTMAX_INLINE f32x16 top(f32x16 seen) const { return seen; }
-    DRIFTMAX_INLINE f32x16 weighted(f32x16 seen, f32x16) const { return seen; }
-};
+// A y below it, in octaves, is raised to it, so that -inf and everything far below give (almost) nothing: a block's largest is
+// above -kFar, or the block is summed with a reference of its own.
+constexpr float kLowest = -125.0f;
 
 struct Sums {
-    f32x16 sum, weighted, top;  // while they are made, weights and top are of what the form calls values
+    f32x16 sum, weighted, top;
 };
 
-template <bool weighted, typename Form> DRIFTMAX_INLINE void accumulate(Sums& s, const Form& form, const f32x16& values) {
-    const float* table = opaque(kExp2.row[0]);
+// `whole`: tops as well, and a y that may have to be raised.
+template <bool weighted, bool whole> DRIFTMAX_INLINE void accumulate(Sums& s, f32x16 y) {
+    const Exp2Table& table = exp2_table();
     for (int first = 0; first < kRegs; first += kTogether) {
-        for (int k = first; k < first + kTogether; ++k) s.top.r[k] = p_max(s.top.r[k], values.r[k]);
-        const Parts x = form(values.r + first);
-        reg p[kTogether];
-        exp2_poly(x.r, p, table);
+        reg power[kTogether], rest[kTogether], p[kTogether];
+        for (int k = 0; k < kTogether; ++k) {
+            if constexpr (whole) {
+                s.top.r[first + k] = p_max(s.top.r[first + k], y.r[first + k]);
+                y.r[first + k] = p_max(p_set(kLowest), y.r[first + k]);  // keeps NaN
+            }
+            split_nearest(y.r[first + k], power[k], rest[k]);
+        }
+        exp2_poly(rest, p, kExp2ToScale, table);
         for (int k = 0; k < kTogether; ++k) {
             reg &sum = s.sum.r[first + k], &moment = s.weighted.r[first + k];
             if constexpr (weighted) {
-                reg e = p_mul(p[k], x.power[k]);
+                reg e = p_scale(p[k], power[k]);
                 sum = p_add(sum, e);
-                moment = p_fma(x.value[k], e, moment);
+                moment = p_fma(y.r[first + k], e, moment);
             } else {
-                sum = p_add_product(p[k], x.power[k], sum);
+                sum = p_add_scaled(p[k], power[k], sum);
             }
         }
     }
 }
 
+// What 16-bit logits span, by their bits as integers, of which an operation takes 32. They are a sign and a magnitude: among
+// themselves negative values are in reverse.
+struct Span {
+    i16x32 most = splat16(-32768);  // as signed numbers: of a lane with a value from zero up its largest
+    i16x32 far = splat16(0);        // as unsigned numbers: of a lane with a value below zero its smallest
+
+    DRIFTMAX_INLINE void add(const uint16_t* p) {
+        i16x32 raw = load32(p);
+        most = max_signed(most, raw);
+        far = max_unsigned(far, raw);
+    }
+};
+
+template <typename E, typename Body> DRIFTMAX_INLINE void each_lane(const i16x32& raw, Body&& body) {
+    alignas(64) uint16_t lanes[32];
+    store32(lanes, raw);
+    E::each(lanes, body);
+}
+
+// Lanes' largest values of p[0, n), n a multiple of 32, where lanes of `most` without a value from zero up do not hold them.
+inline i16x32 most_of(const uint16_t* p, int64_t n, const i16x32& most) {
+    alignas(64) int16_t lanes[32], below[32];
+    i16x32 least = splat16(32767);
+    for (int64_t i = 0; i < n; i += 32) least = min_signed(least, load32(p + i));
+    store32(reinterpret_cast<uint16_t*>(lanes), most);
+    store32(reinterpret_cast<uint16_t*>(below), least);
+    for (int k = 0; k < 32; ++k) lanes[k] = lanes[k] < 0 ? below[k] : lanes[k];
+    return load32(reinterpret_cast<const uint16_t*>(lanes));
+}
+
+// Tops of blocks. False if a y of theirs must be raised.
+template <typename E, int blocks>
+bool find_tops(const uint16_t* p, int64_t n, const Scale& scale, Span (&span)[blocks], Sums (&total)[blocks]) {
+    Span all = span[0];
+    for (int b = 1; b < blocks; ++b) all = {min_signed(all.most, span[b].most), max_unsigned(all.far, span[b].far)};
+    bool within = true;
+    each_lane<E>(all.far, [&](const f32x16& l) { within = within && ge(E::scaled(l, scale), splat(kLowest)) == 0xffffu; });
+    if (!within) return false;
+    const bool below = any_negative(all.most);
+    for (int b = 0; b < blocks; ++b) {
+        if (below) span[b].most = most_of(p + b * kBlock, n, span[b].most);
+        each_lane<E>(span[b].most, [&](const f32x16& l) { total[b].top = max(total[b].top, E::scaled(l, scale)); });
+    }
+    return true;
+}
+
 // How many blocks are summed side by side. Blocks that lie in several pages keep the hardware's prefetchers, which stop at page
 // ends, busy; their sums need the registers of AVX-512.
 #if DRIFTMAX_AVX512
-constexpr int kAbreast = 6;
+template <typename E> constexpr int kAbreast = sizeof(typename E::raw) == 2 ? 4 : 6;
 #else
-constexpr int kAbreast = 1;
+template <typename E> constexpr int kAbreast = 1;
 #endif
 
 // Of `blocks` blocks of n elements, one after another in memory. Sums of 256 elements are added up apart, so that rounding grows
-// with 16 + 4 terms a lane instead of 64.
-template <typename E, bool weighted, int blocks, typename Form>
-DRIFTMAX_INLINE void form_sums(const typename E::raw* p, int64_t n, const Form& form, Sums (&total)[blocks]) {
+// with 16 + 4 terms a lane instead of 64. False if a y had to be raised and was not, since the sums were not `whole`.
+template <typename E, bool weighted, bool whole, int blocks>
+bool sum_blocks(const typename E::raw* p, int64_t n, const Scale& scale, Sums (&total)[blocks]) {
     constexpr int64_t near = blocks > 1 ? 512 : 1024;
     constexpr int64_t far = blocks > 1 ? blocks * kBlock * static_cast<int64_t>(sizeof *p) : 8192;
     constexpr int64_t line = 64 / sizeof *p;  // elements
@@ -170,46 +177,51 @@ DRIFTMAX_INLINE void form_sums(const typename E::raw* p, int64_t n, const Form& 
         total[b].weighted = total[b].weighted + s.weighted;
         total[b].top = s.top;
     };
+    [[maybe_unused]] Span span[whole ? 1 : blocks];
     int64_t i = 0;
     for (; i + 256 <= n; i += 256) {
         Sums s[blocks];
         for (int b = 0; b < blocks; ++b) s[b] = {splat(0), splat(0), total[b].top};
-        for (int64_t j = i; j < i + 256; j += 16)
+        for (int64_t j = i; j < i + 256; j += E::kStep)
             for (int b = 0; b < blocks; ++b) {
                 const typename E::raw* q = p + b * kBlock + j;
-                for (int64_t k = 0; k < 16; k += line) {
+                for (int64_t k = 0; k < E::kStep; k += line) {
                     const char* ahead = reinterpret_cast<const char*>(q + k);
                     __builtin_prefetch(ahead + near);
                     __builtin_prefetch(ahead + far, 0, 2);  // over the page's end, where the hardware's prefetcher stops
                 }
-                accumulate<weighted>(s[b], form, form.values(E::load(q)));
+                if constexpr (!whole) span[b].add(q);
+                E::each(q, [&](const auto& l) { accumulate<weighted, whole>(s[b], E::scaled(l, scale)); });
             }
         for (int b = 0; b < blocks; ++b) add(b, s[b]);
     }
+    if constexpr (!whole)
+        if (!find_tops<E>(p, i, scale, span, total)) return false;
     if (i < n) {
         Sums s{splat(0), splat(0), total[0].top};
-        for (; i + 16 <= n; i += 16) accumulate<weighted>(s, form, form.values(E::load(p + i)));
-        if (i < n) accumulate<weighted>(s, form, form.values(load_part<E>(p + i, n - i)));
+        for (; i + 16 <= n; i += 16) accumulate<weighted, true>(s, E::scaled(E::load(p + i), scale));
+        if (i < n) accumulate<weighted, true>(s, E::scaled(load_part<E>(p + i, n - i), scale));
         add(0, s);
     }
-    for (Sums& t : total) t = {t.sum, form.weighted(t.weighted, t.sum), form.top(t.top)};
+    return true;
 }
 
-// n < kBlock for a single block only.
+// n < kBlock for a single block only. `low`: has a y been met that must be raised?
 template <typename E, bool weighted, int blocks>
-void block_sums(const typename E::raw* p, int64_t n, const Scale& scale, Sums (&total)[blocks]) {
-    if constexpr (std::is_same_v<typename E::value, float>) {
-        NearForm near(scale);
-        if (near.usable()) return form_sums<E, weighted>(p, n, near, total);
-    }
-    form_sums<E, weighted>(p, n, FarForm<E>(scale), total);
+void block_sums(const typename E::raw* p, int64_t n, const Scale& scale, Sums (&total)[blocks], bool& low) {
+    if constexpr (sizeof(typename E::raw) == 2)
+        if (!low && n >= 256) {
+            if (sum_blocks<E, weighted, false>(p, n, scale, total)) return;
+            low = true;
+        }
+    sum_blocks<E, weighted, true>(p, n, scale, total);
 }
 
 // Without `weighted` (a fifth of the arithmetic) that sum is 0, or NaN where the other one is not finite.
 template <typename E, bool weighted, int blocks = 1>
-void scan_blocks(const typename E::raw* p, int64_t n, const Scale& scale, Block* out, float* lane_tops) {
+void scan_blocks(const typename E::raw* p, int64_t n, const Scale& scale, Block* out, float* lane_tops, bool& low) {
     Sums sums[blocks];
-    block_sums<E, weighted>(p, n, scale, sums);
+    block_sums<E, weighted>(p, n, scale, sums, low);
     auto weighted_sum = [](const Sums& s) { return weighted ? sum16(s.weighted) : sum16(s.sum) - sum16(s.sum); };
     for (int k = 0; k < blocks; ++k) {
         const Sums& s = sums[k];
@@ -221,7 +233,7 @@ void scan_blocks(const typename E::raw* p, int64_t n, const Scale& scale, Block*
             Scale own = scale;
             own.reference = b.reference = scale.reference + std::nearbyint(b.top);
             Sums again[1];
-            block_sums<E, weighted>(p + k * kBlock, n, own, again);
+            block_sums<E, weighted>(p + k * kBlock, n, own, again, low);
             b.sum = sum16(again[0].sum);
             b.weighted = weighted_sum(again[0]);
         }
@@ -231,11 +243,14 @@ void scan_blocks(const typename E::raw* p, int64_t n, const Scale& scale, Block*
 template <typename E, bool weighted> void scan_range(const typename E::raw* row, int64_t vocab, const Scan& scan, int64_t b,
                                                      int64_t end) {
     auto tops = [&] { return scan.lane_tops ? scan.lane_tops + 16 * b : nullptr; };
-    if constexpr (kAbreast > 1)
-        for (; b + kAbreast <= end && (b + kAbreast) * kBlock <= vocab; b += kAbreast)
-            scan_blocks<E, weighted, kAbreast>(row + b * kBlock, kBlock, scan.scale, scan.blocks + b, tops());
+    bool low = false;
+    constexpr int abreast = kAbreast<E>;
+    if constexpr (abreast > 1)
+        for (; b + abreast <= end && (b + abreast) * kBlock <= vocab; b += abreast)
+            scan_blocks<E, weighted, abreast>(row + b * kBlock, kBlock, scan.scale, scan.blocks + b, tops(), low);
     for (; b < end; ++b)
-        scan_blocks<E, weighted>(row + b * kBlock, std::min(kBlock, vocab - b * kBlock), scan.scale, scan.blocks + b, tops());
+        scan_blocks<E, weighted>(row + b * kBlock, std::min(kBlock, vocab - b * kBlock), scan.scale, scan.blocks + b, tops(),
+                                 low);
 }
 
 // Scan of a whole row; `threads` > 1 splits it among them.

@@ -24,7 +24,8 @@ struct Scale {
     }
 };
 
-// E::scaled(double) is y of one value, rounded so that no larger value has a smaller y.
+// E::scaled(double) is y of one value, rounded so that no larger value has a smaller y. E::each(p, body) gives body the kStep
+// values from p, sixteen at a time, in an order of its own.
 
 // A score to beat, in units of logits, rounded down so that screening never loses a token. E::gap is (l - threshold) * slope,
 // rounded up likewise: by the logit for float64, by `offset` for the others.
@@ -55,12 +56,25 @@ template <typename Raw> struct Float32Like {
 };
 
 struct F32 : Float32Like<float> {
+    static constexpr int64_t kStep = 16;
     static DRIFTMAX_INLINE f32x16 load(const float* p) { return load16(p); }
+    template <typename Body> static DRIFTMAX_INLINE void each(const float* p, Body&& body) { body(load(p)); }
     static float get(const float* p) { return *p; }
 };
 
 template <bool half> struct Half : Float32Like<uint16_t> {
+    static constexpr int64_t kStep = 32;
     static DRIFTMAX_INLINE f32x16 load(const uint16_t* p) { return load_half16(p, half); }
+    template <typename Body> static DRIFTMAX_INLINE void each(const uint16_t* p, Body&& body) {
+        if constexpr (half) {
+            body(load(p));
+            body(load(p + 16));
+        } else {  // two operations for 32 values instead of four
+            i16x32 raw = load32(p);
+            body(even_bf16(raw));
+            body(odd_bf16(raw));
+        }
+    }
     static float get(const uint16_t* p) {
         if (!half) return bit_cast_to<float>(static_cast<uint32_t>(*p) << 16);
         uint32_t magnitude = *p & 0x7fffu;
@@ -75,7 +89,9 @@ using BF16 = Half<false>;
 struct F64 {
     using raw = double;
     using value = double;
+    static constexpr int64_t kStep = 16;
     static DRIFTMAX_INLINE f64x16 load(const double* p) { return load16(p); }
+    template <typename Body> static DRIFTMAX_INLINE void each(const double* p, Body&& body) { body(load(p)); }
     static double get(const double* p) { return *p; }
     static DRIFTMAX_INLINE f32x16 scaled(const f64x16& l, const Scale& s) { return narrow16(l, s.wide, s.reference); }
     static float scaled(double l, const Scale& s) { return static_cast<float>(l * s.wide - s.reference); }

@@ -76,8 +76,9 @@ public:
             if (code == kOk && (args_.stats || !(greedily || by_token))) {
                 Scale scale = scale_of(s, p, n, greedily ? 1.0 : temperature);
                 Block b;
-                if (args_.stats) scan_blocks<F32, true>(p, n, scale, &b, nullptr);
-                else scan_blocks<F32, false>(p, n, scale, &b, nullptr);
+                bool low = false;
+                if (args_.stats) scan_blocks<F32, true>(p, n, scale, &b, nullptr, low);
+                else scan_blocks<F32, false>(p, n, scale, &b, nullptr, low);
                 if (!block_is_finite(b)) code = refuse(p, n);
                 else if (b.sum > 0 && add_block(s, p, n, b, scale, noise, at)) winner = at;
             }

@@ -77,6 +77,14 @@ DRIFTMAX_INLINE reg p_load(const uint16_t* p, bool half) {
     __m256i h = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
     return half ? _mm512_cvtph_ps(h) : _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
 }
+DRIFTMAX_INLINE ireg p_iand(ireg a, ireg b) { return _mm512_and_si512(a, b); }
+DRIFTMAX_INLINE ireg p_set16(int16_t x) { return _mm512_set1_epi16(x); }
+DRIFTMAX_INLINE ireg p_load16(const uint16_t* p) { return _mm512_loadu_si512(p); }
+DRIFTMAX_INLINE void p_store16(uint16_t* p, ireg a) { _mm512_storeu_si512(p, a); }
+DRIFTMAX_INLINE ireg p_max_signed(ireg a, ireg b) { return _mm512_max_epi16(a, b); }
+DRIFTMAX_INLINE ireg p_min_signed(ireg a, ireg b) { return _mm512_min_epi16(a, b); }
+DRIFTMAX_INLINE ireg p_max_unsigned(ireg a, ireg b) { return _mm512_max_epu16(a, b); }
+DRIFTMAX_INLINE bool p_any_negative(ireg a) { return _mm512_movepi16_mask(a) != 0; }
 #elif DRIFTMAX_AVX2
 using reg = __m256;
 using ireg = __m256i;
@@ -109,6 +117,14 @@ DRIFTMAX_INLINE reg p_load(const uint16_t* p, bool half) {
     __m128i h = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
     return half ? _mm256_cvtph_ps(h) : _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
 }
+DRIFTMAX_INLINE ireg p_iand(ireg a, ireg b) { return _mm256_and_si256(a, b); }
+DRIFTMAX_INLINE ireg p_set16(int16_t x) { return _mm256_set1_epi16(x); }
+DRIFTMAX_INLINE ireg p_load16(const uint16_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+DRIFTMAX_INLINE void p_store16(uint16_t* p, ireg a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a); }
+DRIFTMAX_INLINE ireg p_max_signed(ireg a, ireg b) { return _mm256_max_epi16(a, b); }
+DRIFTMAX_INLINE ireg p_min_signed(ireg a, ireg b) { return _mm256_min_epi16(a, b); }
+DRIFTMAX_INLINE ireg p_max_unsigned(ireg a, ireg b) { return _mm256_max_epu16(a, b); }
+DRIFTMAX_INLINE bool p_any_negative(ireg a) { return (_mm256_movemask_epi8(a) & 0xaaaaaaaa) != 0; }
 #elif DRIFTMAX_SSE
 using reg = __m128;
 using ireg = __m128i;
@@ -179,6 +195,14 @@ DRIFTMAX_INLINE reg p_load(const uint16_t* p, bool half) {
     value = _mm_or_ps(value, _mm_castsi128_ps(_mm_and_si128(special, _mm_set1_epi32(0x7f800000))));
     return _mm_or_ps(value, _mm_castsi128_ps(sign));
 }
+DRIFTMAX_INLINE ireg p_iand(ireg a, ireg b) { return _mm_and_si128(a, b); }
+DRIFTMAX_INLINE ireg p_set16(int16_t x) { return _mm_set1_epi16(x); }
+DRIFTMAX_INLINE ireg p_load16(const uint16_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
+DRIFTMAX_INLINE void p_store16(uint16_t* p, ireg a) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), a); }
+DRIFTMAX_INLINE ireg p_max_signed(ireg a, ireg b) { return _mm_max_epi16(a, b); }
+DRIFTMAX_INLINE ireg p_min_signed(ireg a, ireg b) { return _mm_min_epi16(a, b); }
+DRIFTMAX_INLINE ireg p_max_unsigned(ireg a, ireg b) { return _mm_max_epu16(a, b); }
+DRIFTMAX_INLINE bool p_any_negative(ireg a) { return (_mm_movemask_epi8(a) & 0xaaaa) != 0; }
 #elif DRIFTMAX_NEON
 using reg = float32x4_t;
 using ireg = int32x4_t;
@@ -216,6 +240,20 @@ DRIFTMAX_INLINE reg p_load(const uint16_t* p, bool half) {
     uint16x4_t h = vld1_u16(p);
     return half ? vcvt_f32_f16(vreinterpret_f16_u16(h)) : vreinterpretq_f32_u32(vshll_n_u16(h, 16));
 }
+DRIFTMAX_INLINE ireg p_iand(ireg a, ireg b) { return vandq_s32(a, b); }
+DRIFTMAX_INLINE ireg p_set16(int16_t x) { return vreinterpretq_s32_s16(vdupq_n_s16(x)); }
+DRIFTMAX_INLINE ireg p_load16(const uint16_t* p) { return vreinterpretq_s32_u16(vld1q_u16(p)); }
+DRIFTMAX_INLINE void p_store16(uint16_t* p, ireg a) { vst1q_u16(p, vreinterpretq_u16_s32(a)); }
+DRIFTMAX_INLINE ireg p_max_signed(ireg a, ireg b) {
+    return vreinterpretq_s32_s16(vmaxq_s16(vreinterpretq_s16_s32(a), vreinterpretq_s16_s32(b)));
+}
+DRIFTMAX_INLINE ireg p_min_signed(ireg a, ireg b) {
+    return vreinterpretq_s32_s16(vminq_s16(vreinterpretq_s16_s32(a), vreinterpretq_s16_s32(b)));
+}
+DRIFTMAX_INLINE ireg p_max_unsigned(ireg a, ireg b) {
+    return vreinterpretq_s32_u16(vmaxq_u16(vreinterpretq_u16_s32(a), vreinterpretq_u16_s32(b)));
+}
+DRIFTMAX_INLINE bool p_any_negative(ireg a) { return vminvq_s16(vreinterpretq_s16_s32(a)) < 0; }
 #else
 struct reg {
     float v[4];
@@ -307,6 +345,42 @@ DRIFTMAX_INLINE reg p_load(const uint16_t* p, bool half) {
         return half ? p_half(p[i]) : value;
     });
 }
+DRIFTMAX_INLINE ireg p_iand(ireg a, ireg b) {
+    return p_imap([&](int i) { return a.v[i] & b.v[i]; });
+}
+DRIFTMAX_INLINE ireg p_load16(const uint16_t* p) {
+    ireg r;
+    std::memcpy(&r, p, 16);
+    return r;
+}
+DRIFTMAX_INLINE void p_store16(uint16_t* p, ireg a) { std::memcpy(p, &a, 16); }
+template <typename T, typename F> DRIFTMAX_INLINE ireg p_map16(ireg a, ireg b, F f) {
+    T x[8], y[8];
+    std::memcpy(x, &a, 16);
+    std::memcpy(y, &b, 16);
+    for (int i = 0; i < 8; ++i) x[i] = f(x[i], y[i]);
+    std::memcpy(&a, x, 16);
+    return a;
+}
+DRIFTMAX_INLINE ireg p_set16(int16_t x) {
+    return p_map16<int16_t>({}, {}, [&](int16_t, int16_t) { return x; });
+}
+DRIFTMAX_INLINE ireg p_max_signed(ireg a, ireg b) {
+    return p_map16<int16_t>(a, b, [](int16_t x, int16_t y) { return x > y ? x : y; });
+}
+DRIFTMAX_INLINE ireg p_min_signed(ireg a, ireg b) {
+    return p_map16<int16_t>(a, b, [](int16_t x, int16_t y) { return x < y ? x : y; });
+}
+DRIFTMAX_INLINE ireg p_max_unsigned(ireg a, ireg b) {
+    return p_map16<uint16_t>(a, b, [](uint16_t x, uint16_t y) { return x > y ? x : y; });
+}
+DRIFTMAX_INLINE bool p_any_negative(ireg a) {
+    int16_t x[8];
+    std::memcpy(x, &a, 16);
+    bool any = false;
+    for (int i = 0; i < 8; ++i) any = any || x[i] < 0;
+    return any;
+}
 #endif
 
 // ---- sixteen lanes ---------------------------------------------------------------------------------------------------
@@ -321,6 +395,9 @@ struct i32x16 {
 };
 struct f64x16 {
     dreg r[2 * kRegs];
+};
+struct i16x32 {
+    ireg r[kRegs];
 };
 
 // Apply an expression in `i` to each register.
@@ -342,6 +419,22 @@ DRIFTMAX_INLINE f32x16 narrow16(const f64x16& a, double c, double r) {
     DRIFTMAX_EACH(f32x16, p_narrow(a.r[2 * i], a.r[2 * i + 1], c, r));
 }
 DRIFTMAX_INLINE f32x16 load_half16(const uint16_t* p, bool half) { DRIFTMAX_EACH(f32x16, p_load(p + i * kWidth, half)); }
+DRIFTMAX_INLINE i16x32 splat16(int16_t x) { DRIFTMAX_EACH(i16x32, p_set16(x)); }
+DRIFTMAX_INLINE i16x32 load32(const uint16_t* p) { DRIFTMAX_EACH(i16x32, p_load16(p + i * 2 * kWidth)); }
+DRIFTMAX_INLINE void store32(uint16_t* p, i16x32 a) {
+    for (int i = 0; i < kRegs; ++i) p_store16(p + i * 2 * kWidth, a.r[i]);
+}
+DRIFTMAX_INLINE i16x32 max_signed(i16x32 a, i16x32 b) { DRIFTMAX_EACH(i16x32, p_max_signed(a.r[i], b.r[i])); }
+DRIFTMAX_INLINE i16x32 min_signed(i16x32 a, i16x32 b) { DRIFTMAX_EACH(i16x32, p_min_signed(a.r[i], b.r[i])); }
+DRIFTMAX_INLINE i16x32 max_unsigned(i16x32 a, i16x32 b) { DRIFTMAX_EACH(i16x32, p_max_unsigned(a.r[i], b.r[i])); }
+DRIFTMAX_INLINE bool any_negative(i16x32 a) {
+    bool any = false;
+    for (int i = 0; i < kRegs; ++i) any = any || p_any_negative(a.r[i]);
+    return any;
+}
+// bfloat16 at even and at odd places.
+DRIFTMAX_INLINE f32x16 even_bf16(i16x32 a) { DRIFTMAX_EACH(f32x16, p_cast(p_shl<16>(a.r[i]))); }
+DRIFTMAX_INLINE f32x16 odd_bf16(i16x32 a) { DRIFTMAX_EACH(f32x16, p_cast(p_iand(a.r[i], p_iset(-65536)))); }
 DRIFTMAX_INLINE void store16(float* p, f32x16 a) {
     for (int i = 0; i < kRegs; ++i) p_store(p + i * kWidth, a.r[i]);
 }
@@ -349,14 +442,6 @@ DRIFTMAX_INLINE f32x16 operator+(f32x16 a, f32x16 b) { DRIFTMAX_EACH(f32x16, p_a
 DRIFTMAX_INLINE f32x16 operator-(f32x16 a, f32x16 b) { DRIFTMAX_EACH(f32x16, p_sub(a.r[i], b.r[i])); }
 DRIFTMAX_INLINE f32x16 operator*(f32x16 a, f32x16 b) { DRIFTMAX_EACH(f32x16, p_mul(a.r[i], b.r[i])); }
 DRIFTMAX_INLINE f32x16 fma(f32x16 a, f32x16 b, f32x16 c) { DRIFTMAX_EACH(f32x16, p_fma(a.r[i], b.r[i], c.r[i])); }
-// a * b + c where a * b is exact (b a power of two): one rounding, fused or not.
-DRIFTMAX_INLINE reg p_add_product(reg a, reg b, reg c) {
-#if DRIFTMAX_AVX512 || DRIFTMAX_AVX2 || DRIFTMAX_NEON
-    return p_fma(a, b, c);
-#else
-    return p_add(p_mul(a, b), c);
-#endif
-}
 // b where either is NaN
 DRIFTMAX_INLINE f32x16 max(f32x16 a, f32x16 b) { DRIFTMAX_EACH(f32x16, p_max(a.r[i], b.r[i])); }
 DRIFTMAX_INLINE f32x16 min(f32x16 a, f32x16 b) { DRIFTMAX_EACH(f32x16, p_min(a.r[i], b.r[i])); }

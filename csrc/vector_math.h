@@ -8,29 +8,27 @@ DRIFTMAX_BEGIN
 
 constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer and leaves that in the low bits
 
-// 2^r for |r| <= 1/2, relative error 2^-23.4, exactly 1 at 0. `table` is kExp2: where a compiler sees the coefficients, it keeps
-// them in registers that AVX2 needs for sums.
+// Coefficients of 2^r for |r| <= 1/2, highest power first: relative error 2^-23.4, exactly 1 at 0.
 struct alignas(64) Exp2Table {
     float row[6][16];
+    constexpr explicit Exp2Table(float factor) : row{} {
+        const float coefficients[6] = {0x1.5bba18p-10f, 0x1.3cea88p-7f, 0x1.c6b752p-5f, 0x1.ebf9bcp-3f, 0x1.62e42ap-1f, 1.0f};
+        for (int i = 0; i < 6; ++i)
+            for (float& lane : row[i]) lane = factor * coefficients[i];
+    }
 };
-constexpr Exp2Table exp2_table() {
-    const float coefficients[6] = {0x1.5bba18p-10f, 0x1.3cea88p-7f, 0x1.c6b752p-5f, 0x1.ebf9bcp-3f, 0x1.62e42ap-1f, 1.0f};
-    Exp2Table table{};
-    for (int i = 0; i < 6; ++i)
-        for (float& lane : table.row[i]) lane = coefficients[i];
-    return table;
-}
-static constexpr Exp2Table kExp2 = exp2_table();
 
-// Of n registers, step by step side by side.
-template <int n> DRIFTMAX_INLINE void exp2_poly(const reg (&r)[n], reg (&p)[n], const float* table) {
-    for (int k = 0; k < n; ++k) p[k] = p_set(kExp2.row[0][0]);
+// factor * 2^r for n registers, step by step side by side.
+template <int n> DRIFTMAX_INLINE void exp2_poly(const reg (&r)[n], reg (&p)[n], const Exp2Table& constants,
+                                                const Exp2Table& table) {
+    for (int k = 0; k < n; ++k) p[k] = p_set(constants.row[0][0]);
     for (int i = 1; i < 6; ++i)
-        for (int k = 0; k < n; ++k) p[k] = p_fma(p[k], r[k], p_load(table + 16 * i));
+        for (int k = 0; k < n; ++k) p[k] = p_fma(p[k], r[k], p_load(table.row[i]));
 }
+static constexpr Exp2Table kExp2(1.0f);
 DRIFTMAX_INLINE f32x16 exp2_poly(const f32x16& r) {
     f32x16 p;
-    exp2_poly(r.r, p.r, kExp2.row[0]);
+    exp2_poly(r.r, p.r, kExp2, kExp2);
     return p;
 }
 
@@ -40,8 +38,34 @@ DRIFTMAX_INLINE f32x16 exp2_16(f32x16 y) {
     return as_float(as_int(exp2_poly(y - (t - splat(kMagic)))) + shl<23>(as_int(t)));
 }
 
-// 2^n of t = kMagic + 127 + n, an integer n in [-126, 127].
-DRIFTMAX_INLINE reg power_of(reg t) { return p_cast(p_shl<23>(p_icast(t))); }
+// 2^y as kExp2ToScale's polynomial of a rest, at most 1/2, scaled by the power of an integer n, for y in [-125, 126]. AVX-512 has
+// instructions for the rest and for scaling by n. Elsewhere n comes to stand in the low bits of a float and is shifted to its
+// exponent, as a factor 2^(n - 1), so the polynomial is doubled: an odd offset instead, 127, would round ties the other way.
+#if DRIFTMAX_AVX512
+static constexpr Exp2Table kExp2ToScale(1.0f);
+DRIFTMAX_INLINE void split_nearest(reg y, reg& power, reg& rest) {
+    rest = _mm512_reduce_ps(y, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);  // exact, as is the difference
+    power = p_sub(y, rest);
+}
+DRIFTMAX_INLINE reg p_scale(reg a, reg power) { return _mm512_scalef_ps(a, power); }
+#else
+static constexpr Exp2Table kExp2ToScale(2.0f);
+DRIFTMAX_INLINE void split_nearest(reg y, reg& power, reg& rest) {
+    constexpr float offset = kMagic + 126.0f;
+    reg t = p_add(y, p_set(offset));
+    power = p_cast(p_shl<23>(p_icast(t)));
+    rest = p_add(y, p_sub(p_set(offset), t));
+}
+DRIFTMAX_INLINE reg p_scale(reg a, reg power) { return p_mul(a, power); }
+#endif
+// a * 2^n + c. The product is exact, so that there is one rounding, fused or not.
+DRIFTMAX_INLINE reg p_add_scaled(reg a, reg power, reg c) {
+#if DRIFTMAX_AVX2 || DRIFTMAX_NEON
+    return p_fma(a, power, c);
+#else
+    return p_add(p_scale(a, power), c);
+#endif
+}
 
 template <typename F> struct Real;
 
