@@ -146,7 +146,8 @@ bool find_tops(const uint16_t* p, int64_t n, const Scale& scale, Span (&span)[bl
     Span all = span[0];
     for (int b = 1; b < blocks; ++b) all = {min_signed(all.most, span[b].most), max_unsigned(all.far, span[b].far)};
     bool within = true;
-    each_lane<E>(all.far, [&](const f32x16& l) { within = within && ge(E::scaled(l, scale), splat(kLowest)) == 0xffffu; });
+    i16x32 smallest = min_signed(all.far, splat16(0));  // a lane without a value below zero has none below 0
+    each_lane<E>(smallest, [&](const f32x16& l) { within = within && ge(E::scaled(l, scale), splat(kLowest)) == 0xffffu; });
     if (!within) return false;
     const bool below = any_negative(all.most);
     for (int b = 0; b < blocks; ++b) {
@@ -236,6 +237,8 @@ void scan_blocks(const typename E::raw* p, int64_t n, const Scale& scale, Block*
             block_sums<E, weighted>(p + k * kBlock, n, own, again, low);
             b.sum = sum16(again[0].sum);
             b.weighted = weighted_sum(again[0]);
+            // So far away that a float's integers skip the block's top: what its sums are depends on the instruction set.
+            if (!(std::fabs(max16(again[0].top)) <= kFar)) b.sum = b.weighted = std::numeric_limits<float>::quiet_NaN();
         }
     }
 }

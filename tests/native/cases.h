@@ -24,6 +24,8 @@ enum Flavour {
     kSingle,
     kLateMaximum,
     kHeavyTail,
+    kBelowZero,
+    kDeepStretches,
     kImpossible,
     kHasNaN,
     kHasInfinite,
@@ -83,6 +85,8 @@ inline double random_value(Random& r, Flavour flavour, DType dtype, int64_t v, i
         case kHuge: return r.pick({top, -top, top / 2, 0.0, -0.0, 1.0});
         case kLateMaximum: return 200.0 * static_cast<double>(v) / static_cast<double>(vocab) + r.normal();
         case kHeavyTail: return v == 0 ? 18.0 : 0.0;
+        case kBelowZero: return v % 5 == 0 && v > vocab / 2 ? 0.0 : -std::fabs(4.0 * r.normal()) - (r.chance(40) ? 60.0 : 0.0);
+        case kDeepStretches: return r.normal() - (v / 700 % 3 == 1 ? r.pick({70.0, 90.0, 500.0}) : 0.0);
         case kSingle:
         case kImpossible: return -kInf;
         default: return 3.0 * r.normal();

@@ -444,10 +444,16 @@ STAT_ROWS = {
     "spread": lambda v: (torch.rand(8, v, generator=torch.Generator().manual_seed(v)).double() - 0.5) * 160,
     "ties": lambda v: (normal(8, v, seed=v, dtype=torch.float64)).round(),
     "equal": lambda v: torch.full((8, v), 3.0, dtype=torch.float64),
-    # at references where the C++ scan weighs logits instead of their distances from it, and just beyond
     "level": lambda v: torch.linspace(-11.3, 11.3, 8)[:, None] + 0.1 * (torch.arange(v) % 3).double(),
     "spread, level": lambda v: torch.linspace(-11.3, 11.3, 8)[:, None] + 0.3 * normal(8, v, seed=v).double(),
     "late maximum": lambda v: normal(8, v, seed=v, dtype=torch.float64) - 500 * (torch.arange(v) < v - 2),
+    # no lane of a block has a value from zero up; some have; values deep below, in some blocks or in all
+    "below zero": lambda v: -30 - 6 * normal(8, v, seed=v, dtype=torch.float64).abs(),
+    "mostly below zero": lambda v: torch.where(
+        torch.arange(v) % 96 == 7, 1.0, -5 * normal(8, v, seed=v, dtype=torch.float64).abs()
+    ),
+    "deep stretches": lambda v: normal(8, v, seed=v, dtype=torch.float64) - 95 * (torch.arange(v) // 700 % 2),
+    "deep tokens": lambda v: normal(8, v, seed=v, dtype=torch.float64) - 95 * (torch.arange(v) % 700 == 2),
     "low start": lambda v: normal(8, v, seed=v, dtype=torch.float64) - 1e5 * (torch.arange(v) < 16),
     "impossible": lambda v: torch.where(
         torch.arange(v) % 3 == 0, 0.5 * normal(8, v, seed=v, dtype=torch.float64), -INF
