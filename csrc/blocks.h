@@ -160,7 +160,7 @@ bool find_tops(const uint16_t* p, int64_t n, const Scale& scale, Span (&span)[bl
 // How many blocks are summed side by side. Blocks that lie in several pages keep the hardware's prefetchers, which stop at page
 // ends, busy; their sums need the registers of AVX-512.
 #if DRIFTMAX_AVX512
-template <typename E> constexpr int kAbreast = sizeof(typename E::raw) == 2 ? 4 : 6;
+template <typename E> constexpr int kAbreast = sizeof(typename E::raw) == 2 ? 3 : 6;
 #else
 template <typename E> constexpr int kAbreast = 1;
 #endif
