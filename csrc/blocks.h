@@ -142,7 +142,7 @@ inline i16x32 most_of(const uint16_t* p, int64_t n, const i16x32& most) {
 
 // Tops of blocks. False if a y of theirs must be raised.
 template <typename E, int blocks>
-bool find_tops(const uint16_t* p, int64_t n, const Scale& scale, Span (&span)[blocks], Sums (&total)[blocks]) {
+bool find_tops(const uint16_t* p, int64_t n, int64_t apart, const Scale& scale, Span (&span)[blocks], Sums (&total)[blocks]) {
     Span all = span[0];
     for (int b = 1; b < blocks; ++b) all = {min_signed(all.most, span[b].most), max_unsigned(all.far, span[b].far)};
     bool within = true;
@@ -151,26 +151,27 @@ bool find_tops(const uint16_t* p, int64_t n, const Scale& scale, Span (&span)[bl
     if (!within) return false;
     const bool below = any_negative(all.most);
     for (int b = 0; b < blocks; ++b) {
-        if (below) span[b].most = most_of(p + b * kBlock, n, span[b].most);
+        if (below) span[b].most = most_of(p + b * apart, n, span[b].most);
         each_lane<E>(span[b].most, [&](const f32x16& l) { total[b].top = max(total[b].top, E::scaled(l, scale)); });
     }
     return true;
 }
 
-// How many blocks are summed side by side. Blocks that lie in several pages keep the hardware's prefetchers, which stop at page
-// ends, busy; their sums need the registers of AVX-512.
+// How many blocks are summed side by side, and how many blocks apart: in pages of their own, of which each has a prefetcher of
+// the hardware's for itself, that stops at the page's end. Their sums need the registers of AVX-512.
 #if DRIFTMAX_AVX512
-template <typename E> constexpr int kAbreast = sizeof(typename E::raw) == 2 ? 3 : 6;
+template <typename E> constexpr int kAbreast = sizeof(typename E::raw) == 2 ? 2 : 6;
 #else
 template <typename E> constexpr int kAbreast = 1;
 #endif
+template <typename E> constexpr int kApart = sizeof(typename E::raw) == 2 ? 2 : 1;
 
-// Of `blocks` blocks of n elements, one after another in memory. Sums of 256 elements are added up apart, so that rounding grows
+// Of `blocks` blocks of n elements, each `apart` elements after the last. Sums of 256 elements are added up apart, so that rounding grows
 // with 16 + 4 terms a lane instead of 64. False if a y had to be raised and was not, since the sums were not `whole`.
 template <typename E, bool weighted, bool whole, int blocks>
-bool sum_blocks(const typename E::raw* p, int64_t n, const Scale& scale, Sums (&total)[blocks]) {
+bool sum_blocks(const typename E::raw* p, int64_t n, int64_t apart, const Scale& scale, Sums (&total)[blocks]) {
     constexpr int64_t near = blocks > 1 ? 512 : 1024;
-    constexpr int64_t far = blocks > 1 ? blocks * kBlock * static_cast<int64_t>(sizeof *p) : 8192;
+    constexpr int64_t far = blocks > 1 ? blocks * kApart<E> * kBlock * static_cast<int64_t>(sizeof *p) : 8192;
     constexpr int64_t line = 64 / sizeof *p;  // elements
     for (Sums& t : total) t = {splat(0), splat(0), splat(-kInfF)};
     auto add = [&](int b, const Sums& s) {
@@ -185,7 +186,7 @@ bool sum_blocks(const typename E::raw* p, int64_t n, const Scale& scale, Sums (&
         for (int b = 0; b < blocks; ++b) s[b] = {splat(0), splat(0), total[b].top};
         for (int64_t j = i; j < i + 256; j += E::kStep)
             for (int b = 0; b < blocks; ++b) {
-                const typename E::raw* q = p + b * kBlock + j;
+                const typename E::raw* q = p + b * apart + j;
                 for (int64_t k = 0; k < E::kStep; k += line) {
                     const char* ahead = reinterpret_cast<const char*>(q + k);
                     __builtin_prefetch(ahead + near);
@@ -197,7 +198,7 @@ bool sum_blocks(const typename E::raw* p, int64_t n, const Scale& scale, Sums (&
         for (int b = 0; b < blocks; ++b) add(b, s[b]);
     }
     if constexpr (!whole)
-        if (!find_tops<E>(p, i, scale, span, total)) return false;
+        if (!find_tops<E>(p, i, apart, scale, span, total)) return false;
     if (i < n) {
         Sums s{splat(0), splat(0), total[0].top};
         for (; i + 16 <= n; i += 16) accumulate<weighted, true>(s, E::scaled(E::load(p + i), scale));
@@ -209,32 +210,32 @@ bool sum_blocks(const typename E::raw* p, int64_t n, const Scale& scale, Sums (&
 
 // n < kBlock for a single block only. `low`: has a y been met that must be raised?
 template <typename E, bool weighted, int blocks>
-void block_sums(const typename E::raw* p, int64_t n, const Scale& scale, Sums (&total)[blocks], bool& low) {
+void block_sums(const typename E::raw* p, int64_t n, int64_t apart, const Scale& scale, Sums (&total)[blocks], bool& low) {
     if constexpr (sizeof(typename E::raw) == 2)
         if (!low && n >= 256) {
-            if (sum_blocks<E, weighted, false>(p, n, scale, total)) return;
+            if (sum_blocks<E, weighted, false>(p, n, apart, scale, total)) return;
             low = true;
         }
-    sum_blocks<E, weighted, true>(p, n, scale, total);
+    sum_blocks<E, weighted, true>(p, n, apart, scale, total);
 }
 
 // Without `weighted` (a fifth of the arithmetic) that sum is 0, or NaN where the other one is not finite.
-template <typename E, bool weighted, int blocks = 1>
+template <typename E, bool weighted, int blocks = 1, int apart = 1>
 void scan_blocks(const typename E::raw* p, int64_t n, const Scale& scale, Block* out, float* lane_tops, bool& low) {
     Sums sums[blocks];
-    block_sums<E, weighted>(p, n, scale, sums, low);
+    block_sums<E, weighted>(p, n, apart * kBlock, scale, sums, low);
     auto weighted_sum = [](const Sums& s) { return weighted ? sum16(s.weighted) : sum16(s.sum) - sum16(s.sum); };
     for (int k = 0; k < blocks; ++k) {
         const Sums& s = sums[k];
-        Block& b = out[k];
+        Block& b = out[k * apart];
         b = {sum16(s.sum), weighted_sum(s), max16(s.top), scale.reference};
-        if (lane_tops) store16(lane_tops + 16 * k, s.top);
+        if (lane_tops) store16(lane_tops + 16 * k * apart, s.top);
         if (b.top == -kInfF && b.weighted == b.weighted) b.sum = b.weighted = 0.0f;
         else if ((b.top > kFar || b.top < -kFar) && b.top < kInfF) {
             Scale own = scale;
             own.reference = b.reference = scale.reference + std::nearbyint(b.top);
             Sums again[1];
-            block_sums<E, weighted>(p + k * kBlock, n, own, again, low);
+            block_sums<E, weighted>(p + k * apart * kBlock, n, kBlock, own, again, low);
             b.sum = sum16(again[0].sum);
             b.weighted = weighted_sum(again[0]);
             // So far away that a float's integers skip the block's top: what its sums are depends on the instruction set.
@@ -245,14 +246,15 @@ void scan_blocks(const typename E::raw* p, int64_t n, const Scale& scale, Block*
 
 template <typename E, bool weighted> void scan_range(const typename E::raw* row, int64_t vocab, const Scan& scan, int64_t b,
                                                      int64_t end) {
-    auto tops = [&] { return scan.lane_tops ? scan.lane_tops + 16 * b : nullptr; };
+    auto tops = [&](int64_t at) { return scan.lane_tops ? scan.lane_tops + 16 * at : nullptr; };
     bool low = false;
-    constexpr int abreast = kAbreast<E>;
+    constexpr int abreast = kAbreast<E>, apart = kApart<E>, group = abreast * apart;
     if constexpr (abreast > 1)
-        for (; b + abreast <= end && (b + abreast) * kBlock <= vocab; b += abreast)
-            scan_blocks<E, weighted, abreast>(row + b * kBlock, kBlock, scan.scale, scan.blocks + b, tops(), low);
+        for (; b + group <= end && (b + group) * kBlock <= vocab; b += group)
+            for (int64_t k = b; k < b + apart; ++k)
+                scan_blocks<E, weighted, abreast, apart>(row + k * kBlock, kBlock, scan.scale, scan.blocks + k, tops(k), low);
     for (; b < end; ++b)
-        scan_blocks<E, weighted>(row + b * kBlock, std::min(kBlock, vocab - b * kBlock), scan.scale, scan.blocks + b, tops(),
+        scan_blocks<E, weighted>(row + b * kBlock, std::min(kBlock, vocab - b * kBlock), scan.scale, scan.blocks + b, tops(b),
                                  low);
 }
 

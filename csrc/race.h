@@ -90,7 +90,7 @@ public:
           kept_(kept),
           threshold_(-kInf, slope_) {
         if (!(slope_ < 0x1p126f)) slope_ = 0x1p126f;
-        threshold_ = Threshold(-kInf, slope_);
+        sharpen();
     }
 
     Sink sink;
