@@ -445,6 +445,7 @@ def speed(rows: Rows, path: Path) -> None:
 # Peers of the same kind are close in colour over all cases.
 PEER_COLORS = {
     "torch's x.sum(-1)": INK,
+    "torch's sum of the same bytes": "#666666",
     "torch gumbel fp32": ORANGE,
     "torch gumbel fp32, as usually written": "#a63603",
     "torch gumbel fp64": BLUE,

@@ -13,6 +13,7 @@ DRIFTMAX_BEGIN
 
 constexpr int64_t kBlock = 1024;
 constexpr float kFar = 60.0f;  // octaves from the reference beyond which a block is summed with its own
+constexpr float kNaNF = std::numeric_limits<float>::quiet_NaN();
 inline int64_t blocks_of(int64_t vocab) { return (vocab + kBlock - 1) / kBlock; }
 
 struct Block {
@@ -86,7 +87,6 @@ struct Sums {
 
 // `whole`: tops as well, and a y that may have to be raised.
 template <bool weighted, bool whole> DRIFTMAX_INLINE void accumulate(Sums& s, f32x16 y) {
-    const Exp2Table& table = exp2_table();
     for (int first = 0; first < kRegs; first += kTogether) {
         reg power[kTogether], rest[kTogether], p[kTogether];
         for (int k = 0; k < kTogether; ++k) {
@@ -96,7 +96,7 @@ template <bool weighted, bool whole> DRIFTMAX_INLINE void accumulate(Sums& s, f3
             }
             split_nearest(y.r[first + k], power[k], rest[k]);
         }
-        exp2_poly(rest, p, kExp2ToScale, table);
+        exp2_poly(rest, p, kExp2ToScale.row[0][0], exp2_table());
         for (int k = 0; k < kTogether; ++k) {
             reg &sum = s.sum.r[first + k], &moment = s.weighted.r[first + k];
             if constexpr (weighted) {
@@ -166,8 +166,8 @@ template <typename E> constexpr int kAbreast = 1;
 #endif
 template <typename E> constexpr int kApart = sizeof(typename E::raw) == 2 ? 2 : 1;
 
-// Of `blocks` blocks of n elements, each `apart` elements after the last. Sums of 256 elements are added up apart, so that rounding grows
-// with 16 + 4 terms a lane instead of 64. False if a y had to be raised and was not, since the sums were not `whole`.
+// Of `blocks` blocks of n elements, each `apart` elements after the last. Sums of 256 elements are added up apart, so that
+// rounding grows with 16 + 4 terms a lane instead of 64. False if a y had to be raised and was not, the sums not being `whole`.
 template <typename E, bool weighted, bool whole, int blocks>
 bool sum_blocks(const typename E::raw* p, int64_t n, int64_t apart, const Scale& scale, Sums (&total)[blocks]) {
     constexpr int64_t near = blocks > 1 ? 512 : 1024;
@@ -219,6 +219,12 @@ void block_sums(const typename E::raw* p, int64_t n, int64_t apart, const Scale&
     sum_blocks<E, weighted, true>(p, n, apart, scale, total);
 }
 
+template <typename E> bool holds_nan(const typename E::raw* p, int64_t n) {
+    bool any = false;
+    for (int64_t i = 0; i < n; ++i) any |= E::get(p + i) != E::get(p + i);
+    return any;
+}
+
 // Without `weighted` (a fifth of the arithmetic) that sum is 0, or NaN where the other one is not finite.
 template <typename E, bool weighted, int blocks = 1, int apart = 1>
 void scan_blocks(const typename E::raw* p, int64_t n, const Scale& scale, Block* out, float* lane_tops, bool& low) {
@@ -238,8 +244,9 @@ void scan_blocks(const typename E::raw* p, int64_t n, const Scale& scale, Block*
             block_sums<E, weighted>(p + k * apart * kBlock, n, kBlock, own, again, low);
             b.sum = sum16(again[0].sum);
             b.weighted = weighted_sum(again[0]);
-            // So far away that a float's integers skip the block's top: what its sums are depends on the instruction set.
-            if (!(std::fabs(max16(again[0].top)) <= kFar)) b.sum = b.weighted = std::numeric_limits<float>::quiet_NaN();
+            // So far away that floats step over the block's top: no sum holds it. Beside a top that is nearer it weighs nothing.
+            if (!(std::fabs(max16(again[0].top)) <= -kLowest))
+                b.sum = b.weighted = holds_nan<E>(p + k * apart * kBlock, n) ? kNaNF : kInfF;
         }
     }
 }

@@ -18,17 +18,16 @@ struct alignas(64) Exp2Table {
     }
 };
 
-// factor * 2^r for n registers, step by step side by side.
-template <int n> DRIFTMAX_INLINE void exp2_poly(const reg (&r)[n], reg (&p)[n], const Exp2Table& constants,
-                                                const Exp2Table& table) {
-    for (int k = 0; k < n; ++k) p[k] = p_set(constants.row[0][0]);
+// factor * 2^r for n registers, step by step side by side, with coefficients that may be a compiler's constants or not.
+template <int n> DRIFTMAX_INLINE void exp2_poly(const reg (&r)[n], reg (&p)[n], float first, const Exp2Table& table) {
+    for (int k = 0; k < n; ++k) p[k] = p_set(first);
     for (int i = 1; i < 6; ++i)
         for (int k = 0; k < n; ++k) p[k] = p_fma(p[k], r[k], p_load(table.row[i]));
 }
 static constexpr Exp2Table kExp2(1.0f);
 DRIFTMAX_INLINE f32x16 exp2_poly(const f32x16& r) {
     f32x16 p;
-    exp2_poly(r.r, p.r, kExp2, kExp2);
+    exp2_poly(r.r, p.r, kExp2.row[0][0], kExp2);
     return p;
 }
 

@@ -122,6 +122,43 @@ def test_stats_do_not_depend_on_threads_and_isa(options):
         core.set_isa(chosen)
 
 
+def lane(vocab: int) -> torch.Tensor:
+    return torch.arange(vocab).expand(3, vocab)
+
+
+SPANS = {
+    "above zero": lambda n: 3.0 * (lane(n.shape[1]) % 3 + 1),
+    "below zero": lambda n: -2 - n.abs(),
+    "both": lambda n: torch.where(lane(n.shape[1]) % 96 == 7, 1.0, -4 * n.abs()),
+    "deep tokens": lambda n: n - 95 * (lane(n.shape[1]) % 700 == 2),
+    "deep stretches": lambda n: n - 95 * (lane(n.shape[1]) // 700 % 2),
+    "banned": lambda n: torch.where(lane(n.shape[1]) // 2000 == 1, -3e4, n),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", SPANS)
+def test_every_isa_sums_what_logits_may_span(kind, dtype):
+    """By-products of rows whose values lie on one side of zero, or too deep for an exponential."""
+    chosen = core.isa()
+    normals = torch.randn(3, 9000, generator=torch.Generator().manual_seed(4))
+    x = SPANS[kind](normals).to(dtype)
+    try:
+        for temperature in (1.0, 0.01):
+            core.set_isa(chosen)
+            tokens, stats = categorical(x, temperature=temperature, rng=0, return_stats=True)
+            y = x.double() / temperature
+            error = (stats.log_z.double() - y.logsumexp(1)).abs() / y.logsumexp(1).abs().clamp(min=1.0)
+            assert float(error.max()) < 1e-5
+            for isa in core.available_isas():
+                core.set_isa(isa)
+                again, other = categorical(x, temperature=temperature, rng=0, return_stats=True)
+                assert torch.equal(again, tokens)
+                assert torch.equal(torch.stack(other), torch.stack(stats))
+    finally:
+        core.set_isa(chosen)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str)
 def test_strides(sampler, dtype, backend):
     """Slices, transposed and expanded tensors, misaligned starts and a last stride of two give what a copy

@@ -26,6 +26,7 @@ enum Flavour {
     kHeavyTail,
     kBelowZero,
     kDeepStretches,
+    kBannedStretches,
     kImpossible,
     kHasNaN,
     kHasInfinite,
@@ -87,6 +88,7 @@ inline double random_value(Random& r, Flavour flavour, DType dtype, int64_t v, i
         case kHeavyTail: return v == 0 ? 18.0 : 0.0;
         case kBelowZero: return v % 5 == 0 && v > vocab / 2 ? 0.0 : -std::fabs(4.0 * r.normal()) - (r.chance(40) ? 60.0 : 0.0);
         case kDeepStretches: return r.normal() - (v / 700 % 3 == 1 ? r.pick({70.0, 90.0, 500.0}) : 0.0);
+        case kBannedStretches: return v / 1100 % 2 ? -r.pick({1e9, 1e9, 1e10, 1e12}) * (1.0 + 0.25 * r.below(2)) : r.normal();
         case kSingle:
         case kImpossible: return -kInf;
         default: return 3.0 * r.normal();

@@ -454,6 +454,12 @@ STAT_ROWS = {
     ),
     "deep stretches": lambda v: normal(8, v, seed=v, dtype=torch.float64) - 95 * (torch.arange(v) // 700 % 2),
     "deep tokens": lambda v: normal(8, v, seed=v, dtype=torch.float64) - 95 * (torch.arange(v) % 700 == 2),
+    "banned": lambda v: torch.where(
+        torch.arange(v) // 1024 == 1, -1e9 * (1 + torch.arange(v) % 3), normal(8, v, seed=v)
+    ).double(),
+    "banned at random": lambda v: torch.where(
+        torch.arange(v) // 1024 == 1, -1e13 * normal(8, v, seed=v).abs(), normal(8, v, seed=v)
+    ).double(),
     "low start": lambda v: normal(8, v, seed=v, dtype=torch.float64) - 1e5 * (torch.arange(v) < 16),
     "impossible": lambda v: torch.where(
         torch.arange(v) % 3 == 0, 0.5 * normal(8, v, seed=v, dtype=torch.float64), -INF
@@ -514,9 +520,10 @@ def test_empty_batches(backend):
 
 
 @pytest.mark.parametrize("options", [{}, {"return_stats": True}, {"top_k": 5}, {"top_p": 0.9}])
-def test_nan_among_banned_tokens_is_found(options, backend):
+@pytest.mark.parametrize("uneven", [0.0, 1e13])
+def test_nan_among_banned_tokens_is_found(uneven, options, backend):
     """Blocks far below the rest are left out of the sums, but not unless they hold numbers."""
-    x = torch.full((1, 5000), -1e9)
+    x = -1e9 - uneven * torch.arange(5000)[None].remainder(7)
     x[0, :100] = torch.randn(100)
     categorical(x, rng=0, backend=backend, **options)
     x[0, 3333] = math.nan
