@@ -1,6 +1,9 @@
 """`driftmax.categorical`: one draw per row of logits, by method, dtype, batch size and filter.
 
-The limit is a bare read of the same logits, tuned for that alone; torch's `x.sum(-1)` is timed beside it.
+The limit is a bare read of the same logits, tuned for that alone; torch's `x.sum(-1)` is timed beside it. Of
+logits that a cache holds both come from there, perhaps with twice the memory's bandwidth; in the rows "from
+memory" every call works on logits that no cache holds.
+
 The gate draws thousands of times from the workload's first row and holds the tokens to its softmax, compares
 a few rows with the reference backend, and checks the by-products in float64.
 """
@@ -77,6 +80,17 @@ def gate(
     return check
 
 
+def torch_reads(ring: inputs.Ring) -> dict[str, Run]:
+    """Torch's own plain read of the logits; of 16-bit ones, which it converts, also of their bytes alone."""
+    copies, turn = ring.copies, ring.turn
+    reads: dict[str, Run] = {"torch's x.sum(-1)": lambda: copies[turn()].sum(-1)}
+    rows, vocab = copies[0].shape
+    if copies[0].element_size() == 2 and rows % 2 == 0:
+        floats = [copy.view(-1).view(torch.float32).view(-1, vocab) for copy in copies]
+        reads["torch's sum of the same bytes"] = lambda: floats[turn()].sum(-1)
+    return reads
+
+
 def workload(
     settings: Settings,
     variant: str,
@@ -84,15 +98,25 @@ def workload(
     against: Mapping[str, Run],
     *,
     isa: str | None = None,
-    beside: Mapping[str, Run] | None = None,
+    ring: inputs.Ring | None = None,
     **options: Any,
 ) -> Workload:
-    """One row of the case: `options` go to :func:`driftmax.categorical`."""
+    """One row of the case: `options` go to :func:`driftmax.categorical`.
+
+    With a ring of the logits torch's reads of them are timed as well.
+    """
     out = torch.empty(logits.shape[0], dtype=torch.int64, device=logits.device)
     forced: dict[str, Any] = {"around": limits.forced_isa(isa), "isa": isa} if isa else {}
+    beside = torch_reads(ring) if ring else {}
+    ring = ring or inputs.Ring(logits)
+    copies, turn = ring.copies, ring.turn
+    reads = [limits.bare_read(copy, settings) for copy in copies]
 
     def subject() -> object:
-        return driftmax.categorical(logits, rng=settings.seed, out=out, **options)
+        return driftmax.categorical(copies[turn()], rng=settings.seed, out=out, **options)
+
+    def read() -> object:
+        return reads[turn()]()
 
     return Workload(
         case="categorical",
@@ -103,20 +127,11 @@ def workload(
         subject=subject,
         gate=gate(logits, settings, options, variant),
         peers=against,
-        limit=limits.bare_read(logits, settings),
+        limit=read,
         limit_name="bare read",
-        beside=beside or {},
+        beside=beside,
         **forced,
     )
-
-
-def torch_reads(logits: torch.Tensor) -> dict[str, Run]:
-    """Torch's own plain read of the logits; of 16-bit ones, which it converts, also of their bytes alone."""
-    reads: dict[str, Run] = {"torch's x.sum(-1)": lambda: logits.sum(-1)}
-    if logits.element_size() == 2 and logits.shape[0] % 2 == 0:
-        floats = logits.view(-1).view(torch.float32).view(-1, logits.shape[1])
-        reads["torch's sum of the same bytes"] = lambda: floats.sum(-1)
-    return reads
 
 
 def _headline(settings: Settings) -> Iterator[Workload]:
@@ -127,7 +142,7 @@ def _headline(settings: Settings) -> Iterator[Workload]:
         del everyone["torch gumbel fp64"], everyone["torch race fp32"]
     else:
         everyone["torch gumbel fp32, as usually written"] = peers.gumbel_as_written(logits)
-    yield workload(settings, "block, stats", logits, everyone, beside=torch_reads(logits), return_stats=True)
+    yield workload(settings, "block, stats", logits, everyone, ring=inputs.Ring(logits), return_stats=True)
     race = {"torch gumbel fp32": everyone["torch gumbel fp32"]}
     yield workload(settings, "block", logits, {} if settings.quick else race)
     yield workload(settings, "gumbel", logits, race, method="gumbel")
@@ -140,7 +155,15 @@ def _headline(settings: Settings) -> Iterator[Workload]:
     for dtype in (torch.bfloat16,) if settings.quick else (torch.float16, torch.bfloat16, torch.float64):
         other = logits.to(dtype)
         against = {} if settings.quick else {"torch race fp32": peers.exponential_race(other)}
-        yield workload(settings, "block, stats", other, against, beside=torch_reads(other), return_stats=True)
+        yield workload(settings, "block, stats", other, against, ring=inputs.Ring(other), return_stats=True)
+
+
+def _from_memory(settings: Settings) -> Iterator[Workload]:
+    """The headline's draws where no cache holds the logits."""
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        logits = inputs.zipf(settings, BATCH, VOCABULARY).to(dtype)
+        ring = inputs.Ring.beyond_caches(logits)
+        yield workload(settings, "block, stats, from memory", logits, {}, ring=ring, return_stats=True)
 
 
 def _batches(settings: Settings) -> Iterator[Workload]:
@@ -180,6 +203,8 @@ def _filters(settings: Settings) -> Iterator[Workload]:
 def workloads(settings: Settings) -> Iterator[Workload]:
     """All workloads of the case, made one after the other so that only one's buffers are alive."""
     yield from _headline(settings)
+    if settings.device.type == "cpu" and not settings.quick:
+        yield from _from_memory(settings)
     yield from _batches(settings)
     yield from _shapes(settings)
     yield from _filters(settings)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from driftmax.bench import inputs, real_logits, runner
+from driftmax.bench import inputs, machine, real_logits, runner
 from driftmax.bench.cases import categorical, decoding, fill, gumbel_topk, law, lm_head_categorical
 from driftmax.bench.harness import Settings
 
@@ -26,6 +26,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> Settings:
         monkeypatch.setattr(case, "VOCABULARY", VOCABULARY)
     monkeypatch.setattr(categorical, "BATCH", 4)
     monkeypatch.setattr(categorical, "HUGE", 5000)
+    monkeypatch.setattr(machine, "cache_bytes", lambda: 2**18)
     monkeypatch.setattr(fill, "ELEMENTS", 2**16)
     monkeypatch.setattr(decoding, "QUICK_SIZES", ((300, 16, 4),))
     small = law.zipf(300)

@@ -8,7 +8,7 @@ from typing import Any
 import driftmax
 import pytest
 import torch
-from driftmax.bench import gates, harness, memory, peers
+from driftmax.bench import gates, harness, inputs, machine, memory, peers
 from driftmax.bench.cases import CASES, categorical, load
 from driftmax.bench.harness import GateFailed, Settings
 
@@ -22,8 +22,8 @@ def test_every_gate_passes_and_every_contender_runs(name: str, tiny: Settings) -
         with workload.around():
             workload.gate()
             workload.subject()
-            for peer in workload.peers.values():
-                peer()
+            for other in (*workload.peers.values(), *workload.beside.values()):
+                other()
             if workload.limit is not None:
                 workload.limit()
         assert workload.case == name
@@ -31,6 +31,20 @@ def test_every_gate_passes_and_every_contender_runs(name: str, tiny: Settings) -
         assert identity not in seen, "two rows of one name cannot be told apart"
         seen.add(identity)
     assert seen
+
+
+def test_a_ring_is_larger_than_the_caches(tiny: Settings) -> None:
+    tensor = torch.randn(10, 1000)
+    ring = inputs.Ring.beyond_caches(tensor)
+    assert sum(copy.numel() * 4 for copy in ring.copies) > 1.5 * machine.cache_bytes()
+    assert len({copy.data_ptr() for copy in ring.copies}) == len(ring.copies)
+    assert all(torch.equal(copy, tensor) for copy in ring.copies)
+    assert sorted(ring.turn() for _ in ring.copies) == list(range(len(ring.copies)))
+    assert len(inputs.Ring.beyond_caches(torch.zeros(2**18)).copies) == 2
+
+
+def test_the_size_of_the_caches() -> None:
+    assert 2**15 <= machine.cache_bytes() < 2**32
 
 
 def test_an_unknown_case_is_a_key_error() -> None:
