@@ -425,8 +425,8 @@ def speed(rows: Rows, path: Path) -> None:
     words = [f"{share:.0f} % of a {group[0]['limit']}" for share, group in zip(shares, groups, strict=True)]
     _bars(right, shares, GREEN, words)
     right.axvline(100.0, color=GREY, linewidth=1.2)
-    right.set_xlim(0, 150)
-    right.set_xlabel("share of the machine's limit, measured in the same run [%]")
+    right.set_xlim(0, 190)
+    right.set_xlabel("share of the limit in the same run [%]")
     left.set_yticks(range(len(groups)), [_label(group[0]) for group in groups], fontsize=8)
     first = rows[0]
     figure.suptitle(
