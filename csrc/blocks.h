@@ -13,7 +13,6 @@ DRIFTMAX_BEGIN
 
 constexpr int64_t kBlock = 1024;
 constexpr float kFar = 60.0f;  // octaves from the reference beyond which a block is summed with its own
-constexpr float kNaNF = std::numeric_limits<float>::quiet_NaN();
 inline int64_t blocks_of(int64_t vocab) { return (vocab + kBlock - 1) / kBlock; }
 
 struct Block {
@@ -110,6 +109,15 @@ template <bool weighted, bool whole> DRIFTMAX_INLINE void accumulate(Sums& s, f3
     }
 }
 
+// How many blocks are summed side by side, and how many blocks apart: in pages of their own, since the hardware's prefetcher
+// maintains one stream a page (Intel's optimization manual) and stops at its end. Their sums need the registers of AVX-512.
+#if DRIFTMAX_AVX512
+template <typename E> constexpr int kAbreast = sizeof(typename E::raw) == 2 ? 2 : 6;
+#else
+template <typename E> constexpr int kAbreast = 1;
+#endif
+template <typename E> constexpr int kApart = sizeof(typename E::raw) == 2 ? 2 : 1;
+
 // What 16-bit logits span, by their bits as integers, of which an operation takes 32. They are a sign and a magnitude: among
 // themselves negative values are in reverse.
 struct Span {
@@ -142,7 +150,7 @@ inline i16x32 most_of(const uint16_t* p, int64_t n, const i16x32& most) {
 
 // Tops of blocks. False if a y of theirs must be raised.
 template <typename E, int blocks>
-bool find_tops(const uint16_t* p, int64_t n, int64_t apart, const Scale& scale, Span (&span)[blocks], Sums (&total)[blocks]) {
+bool find_tops(const uint16_t* p, int64_t n, const Scale& scale, Span (&span)[blocks], Sums (&total)[blocks]) {
     Span all = span[0];
     for (int b = 1; b < blocks; ++b) all = {min_signed(all.most, span[b].most), max_unsigned(all.far, span[b].far)};
     bool within = true;
@@ -151,25 +159,16 @@ bool find_tops(const uint16_t* p, int64_t n, int64_t apart, const Scale& scale, 
     if (!within) return false;
     const bool below = any_negative(all.most);
     for (int b = 0; b < blocks; ++b) {
-        if (below) span[b].most = most_of(p + b * apart, n, span[b].most);
+        if (below) span[b].most = most_of(p + b * kApart<E> * kBlock, n, span[b].most);
         each_lane<E>(span[b].most, [&](const f32x16& l) { total[b].top = max(total[b].top, E::scaled(l, scale)); });
     }
     return true;
 }
 
-// How many blocks are summed side by side, and how many blocks apart: in pages of their own, of which each has a prefetcher of
-// the hardware's for itself, that stops at the page's end. Their sums need the registers of AVX-512.
-#if DRIFTMAX_AVX512
-template <typename E> constexpr int kAbreast = sizeof(typename E::raw) == 2 ? 2 : 6;
-#else
-template <typename E> constexpr int kAbreast = 1;
-#endif
-template <typename E> constexpr int kApart = sizeof(typename E::raw) == 2 ? 2 : 1;
-
-// Of `blocks` blocks of n elements, each `apart` elements after the last. Sums of 256 elements are added up apart, so that
+// Of `blocks` blocks of n elements, kApart<E> apart. Sums of 256 elements are added up apart, so that
 // rounding grows with 16 + 4 terms a lane instead of 64. False if a y had to be raised and was not, the sums not being `whole`.
 template <typename E, bool weighted, bool whole, int blocks>
-bool sum_blocks(const typename E::raw* p, int64_t n, int64_t apart, const Scale& scale, Sums (&total)[blocks]) {
+bool sum_blocks(const typename E::raw* p, int64_t n, const Scale& scale, Sums (&total)[blocks]) {
     constexpr int64_t near = blocks > 1 ? 512 : 1024;
     constexpr int64_t far = blocks > 1 ? blocks * kApart<E> * kBlock * static_cast<int64_t>(sizeof *p) : 8192;
     constexpr int64_t line = 64 / sizeof *p;  // elements
@@ -186,7 +185,7 @@ bool sum_blocks(const typename E::raw* p, int64_t n, int64_t apart, const Scale&
         for (int b = 0; b < blocks; ++b) s[b] = {splat(0), splat(0), total[b].top};
         for (int64_t j = i; j < i + 256; j += E::kStep)
             for (int b = 0; b < blocks; ++b) {
-                const typename E::raw* q = p + b * apart + j;
+                const typename E::raw* q = p + b * kApart<E> * kBlock + j;
                 for (int64_t k = 0; k < E::kStep; k += line) {
                     const char* ahead = reinterpret_cast<const char*>(q + k);
                     __builtin_prefetch(ahead + near);
@@ -198,7 +197,7 @@ bool sum_blocks(const typename E::raw* p, int64_t n, int64_t apart, const Scale&
         for (int b = 0; b < blocks; ++b) add(b, s[b]);
     }
     if constexpr (!whole)
-        if (!find_tops<E>(p, i, apart, scale, span, total)) return false;
+        if (!find_tops<E>(p, i, scale, span, total)) return false;
     if (i < n) {
         Sums s{splat(0), splat(0), total[0].top};
         for (; i + 16 <= n; i += 16) accumulate<weighted, true>(s, E::scaled(E::load(p + i), scale));
@@ -210,43 +209,48 @@ bool sum_blocks(const typename E::raw* p, int64_t n, int64_t apart, const Scale&
 
 // n < kBlock for a single block only. `low`: has a y been met that must be raised?
 template <typename E, bool weighted, int blocks>
-void block_sums(const typename E::raw* p, int64_t n, int64_t apart, const Scale& scale, Sums (&total)[blocks], bool& low) {
+void block_sums(const typename E::raw* p, int64_t n, const Scale& scale, Sums (&total)[blocks], bool& low) {
     if constexpr (sizeof(typename E::raw) == 2)
         if (!low && n >= 256) {
-            if (sum_blocks<E, weighted, false>(p, n, apart, scale, total)) return;
+            if (sum_blocks<E, weighted, false>(p, n, scale, total)) return;
             low = true;
         }
-    sum_blocks<E, weighted, true>(p, n, apart, scale, total);
+    sum_blocks<E, weighted, true>(p, n, scale, total);
 }
 
-template <typename E> bool holds_nan(const typename E::raw* p, int64_t n) {
-    bool any = false;
-    for (int64_t i = 0; i < n; ++i) any |= E::get(p + i) != E::get(p + i);
-    return any;
+// NaN or +inf in the row itself; NaN goes first.
+template <typename E> StatusCode check_values(const typename E::raw* row, int64_t vocab) {
+    StatusCode code = kOk;
+    for (int64_t i = 0; i < vocab; ++i) {
+        auto v = E::get(row + i);
+        if (v != v) return kNaN;
+        if (v == std::numeric_limits<typename E::value>::infinity()) code = kInfinite;
+    }
+    return code;
 }
 
 // Without `weighted` (a fifth of the arithmetic) that sum is 0, or NaN where the other one is not finite.
-template <typename E, bool weighted, int blocks = 1, int apart = 1>
+template <typename E, bool weighted, int blocks = 1>
 void scan_blocks(const typename E::raw* p, int64_t n, const Scale& scale, Block* out, float* lane_tops, bool& low) {
     Sums sums[blocks];
-    block_sums<E, weighted>(p, n, apart * kBlock, scale, sums, low);
+    block_sums<E, weighted>(p, n, scale, sums, low);
     auto weighted_sum = [](const Sums& s) { return weighted ? sum16(s.weighted) : sum16(s.sum) - sum16(s.sum); };
     for (int k = 0; k < blocks; ++k) {
         const Sums& s = sums[k];
-        Block& b = out[k * apart];
+        Block& b = out[k * kApart<E>];
         b = {sum16(s.sum), weighted_sum(s), max16(s.top), scale.reference};
-        if (lane_tops) store16(lane_tops + 16 * k * apart, s.top);
+        if (lane_tops) store16(lane_tops + 16 * k * kApart<E>, s.top);
         if (b.top == -kInfF && b.weighted == b.weighted) b.sum = b.weighted = 0.0f;
         else if ((b.top > kFar || b.top < -kFar) && b.top < kInfF) {
             Scale own = scale;
             own.reference = b.reference = scale.reference + std::nearbyint(b.top);
             Sums again[1];
-            block_sums<E, weighted>(p + k * apart * kBlock, n, kBlock, own, again, low);
+            block_sums<E, weighted>(p + k * kApart<E> * kBlock, n, own, again, low);
             b.sum = sum16(again[0].sum);
             b.weighted = weighted_sum(again[0]);
             // So far away that floats step over the block's top: no sum holds it. Beside a top that is nearer it weighs nothing.
             if (!(std::fabs(max16(again[0].top)) <= -kLowest))
-                b.sum = b.weighted = holds_nan<E>(p + k * apart * kBlock, n) ? kNaNF : kInfF;
+                b.sum = b.weighted = check_values<E>(p + k * kApart<E> * kBlock, n) == kNaN ? kNaNF : kInfF;
         }
     }
 }
@@ -259,7 +263,7 @@ template <typename E, bool weighted> void scan_range(const typename E::raw* row,
     if constexpr (abreast > 1)
         for (; b + group <= end && (b + group) * kBlock <= vocab; b += group)
             for (int64_t k = b; k < b + apart; ++k)
-                scan_blocks<E, weighted, abreast, apart>(row + k * kBlock, kBlock, scan.scale, scan.blocks + k, tops(k), low);
+                scan_blocks<E, weighted, abreast>(row + k * kBlock, kBlock, scan.scale, scan.blocks + k, tops(k), low);
     for (; b < end; ++b)
         scan_blocks<E, weighted>(row + b * kBlock, std::min(kBlock, vocab - b * kBlock), scan.scale, scan.blocks + b, tops(b),
                                  low);
@@ -354,17 +358,6 @@ inline Total total_of(const Scan& scan) {
     // Without a top all are -inf, or finite with y below the range of a float.
     t.finite = t.finite && t.top > -kInfF && t.top < kInfF;
     return t;
-}
-
-// NaN or +inf in the row itself; NaN goes first.
-template <typename E> StatusCode check_values(const typename E::raw* row, int64_t vocab) {
-    StatusCode code = kOk;
-    for (int64_t i = 0; i < vocab; ++i) {
-        auto v = E::get(row + i);
-        if (v != v) return kNaN;
-        if (v == std::numeric_limits<typename E::value>::infinity()) code = kInfinite;
-    }
-    return code;
 }
 
 DRIFTMAX_END

@@ -11,7 +11,7 @@ DRIFTMAX_BEGIN
 
 constexpr double kLog2e = 0x1.71547652b82fep+0, kLn2 = 0x1.62e42fefa39efp-1;
 constexpr double kInf = std::numeric_limits<double>::infinity();
-constexpr float kInfF = std::numeric_limits<float>::infinity();
+constexpr float kInfF = std::numeric_limits<float>::infinity(), kNaNF = std::numeric_limits<float>::quiet_NaN();
 
 // y = l * scale - reference, monotone in l. The reference is an integer, so that changing it is an exact power of two.
 struct Scale {

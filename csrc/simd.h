@@ -78,6 +78,7 @@ DRIFTMAX_INLINE reg p_load(const uint16_t* p, bool half) {
     return half ? _mm512_cvtph_ps(h) : _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
 }
 DRIFTMAX_INLINE ireg p_iand(ireg a, ireg b) { return _mm512_and_si512(a, b); }
+// lanes of 16 bits
 DRIFTMAX_INLINE ireg p_set16(int16_t x) { return _mm512_set1_epi16(x); }
 DRIFTMAX_INLINE ireg p_load16(const uint16_t* p) { return _mm512_loadu_si512(p); }
 DRIFTMAX_INLINE void p_store16(uint16_t* p, ireg a) { _mm512_storeu_si512(p, a); }

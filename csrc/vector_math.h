@@ -18,7 +18,8 @@ struct alignas(64) Exp2Table {
     }
 };
 
-// factor * 2^r for n registers, step by step side by side, with coefficients that may be a compiler's constants or not.
+// factor * 2^r for n registers, step by step side by side. The first coefficient is a constant; the others come from a table
+// whose contents a compiler may not know (blocks.h, exp2_table).
 template <int n> DRIFTMAX_INLINE void exp2_poly(const reg (&r)[n], reg (&p)[n], float first, const Exp2Table& table) {
     for (int k = 0; k < n; ++k) p[k] = p_set(first);
     for (int i = 1; i < 6; ++i)

@@ -133,6 +133,7 @@ SPANS = {
     "deep tokens": lambda n: n - 95 * (lane(n.shape[1]) % 700 == 2),
     "deep stretches": lambda n: n - 95 * (lane(n.shape[1]) // 700 % 2),
     "banned": lambda n: torch.where(lane(n.shape[1]) // 2000 == 1, -3e4, n),
+    "banned unevenly": lambda n: torch.where(lane(n.shape[1]) // 2000 == 1, -1e13 * (1 + n.abs()), n),
 }
 
 

@@ -44,7 +44,7 @@ def test_a_ring_is_larger_than_the_caches(tiny: Settings) -> None:
 
 
 def test_the_size_of_the_caches() -> None:
-    assert 2**15 <= machine.cache_bytes() < 2**32
+    assert 2**20 <= machine.cache_bytes() < 2**32  # bytes, and not KiB
 
 
 def test_an_unknown_case_is_a_key_error() -> None:
